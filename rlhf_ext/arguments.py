@@ -1,0 +1,225 @@
+"""The command line of the recipes: TRL's parser and options, errors in one line, defaults for the embedded demo."""
+
+import difflib
+import importlib.util
+import os
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NoReturn
+
+import torch
+import yaml
+from transformers import AutoTokenizer, PreTrainedTokenizerBase, TrainingArguments
+from trl import ModelConfig, ScriptArguments, TrlParser
+
+from . import demo
+
+DEMO = "the embedded demo"
+
+
+class ArgumentError(ValueError):
+    """An option that does not exist, cannot work here, or contradicts another; the message says what to do."""
+
+
+@dataclass
+class RecipeArguments(ScriptArguments):
+    """`trl.ScriptArguments` for recipes that also read local files and evaluate on held-out rows."""
+
+    dataset_name: str | None = field(
+        default=None,
+        metadata={
+            "help": "Dataset on the Hub, or a local .jsonl, .json, .csv or .parquet file. Default: the embedded demo."
+        },
+    )
+    eval_dataset_name: str | None = field(
+        default=None,
+        metadata={
+            "help": "Dataset or local file to evaluate on. Default: the split `dataset_test_split`, or "
+            "`eval_fraction` of the training rows where there is no such split."
+        },
+    )
+    eval_fraction: float = field(
+        default=0.1, metadata={"help": "Part of the training rows held out where there is no test split."}
+    )
+    max_train_samples: int | None = field(default=None, metadata={"help": "Train on this many rows at most."})
+    max_eval_samples: int | None = field(default=None, metadata={"help": "Evaluate on this many rows at most."})
+
+
+class RecipeParser(TrlParser):
+    """`TrlParser` whose errors are one line and whose configuration file is checked for unknown keys."""
+
+    def error(self, message: str) -> NoReturn:
+        """Raises instead of printing the usage, which is several hundred lines here."""
+        raise ArgumentError(message)
+
+    def set_defaults_with_config(self, **config: Any) -> list[str]:
+        """Raises for a key that no option has, instead of returning it."""
+        known = [action.dest for action in self._actions]
+        for key in config:
+            if key not in known:
+                raise ArgumentError(f"--config: there is no option {key!r}.{_suggest(key, known)}")
+        return super().set_defaults_with_config(**config)
+
+
+def parse_arguments(
+    dataclass_types: Sequence[type],
+    demo_defaults: Mapping[str, Any],
+    output_dir: str,
+    args: Sequence[str] | None = None,
+) -> tuple[Any, ...]:
+    """Parse the command line and `--config file.yaml`, the command line winning.
+
+    Args:
+        dataclass_types: As for `TrlParser`: `RecipeArguments`, the trainer's configuration, `ModelConfig`.
+        demo_defaults: Defaults that fit the embedded model; they hold only where no other model is named.
+        output_dir: Where the recipe writes by default.
+        args: The command line; `sys.argv[1:]` by default.
+
+    Raises:
+        ArgumentError: An unknown option or key, a value of the wrong type, or an option that cannot work here.
+    """
+    args = list(sys.argv[1:] if args is None else args)
+    parser = RecipeParser(dataclass_types, allow_abbrev=False)
+    # TRL trains in bf16 by default, which needs to be told that a machine without accelerator is meant.
+    defaults = {"output_dir": output_dir, "use_cpu": not torch.accelerator.is_available()}
+    if not _names_model(args):
+        defaults |= {"model_name_or_path": demo.model_path(), **demo_defaults}
+    parser.set_defaults_with_config(**defaults)
+    try:
+        parsed = parser.parse_args_and_config(args, return_remaining_strings=True)
+    except OSError as error:
+        raise ArgumentError(f"--config: {error}.") from error
+    except yaml.YAMLError as error:
+        raise ArgumentError(f"--config: not valid YAML: {' '.join(str(error).split())}.") from error
+    *parsed, unknown = parsed
+    if unknown:
+        known = [option for action in parser._actions for option in action.option_strings]
+        raise ArgumentError(f"there is no option {unknown[0]!r}.{_suggest(unknown[0], known)}")
+    for arguments in parsed:
+        if isinstance(arguments, ModelConfig):
+            _check_model_config(arguments)
+    return tuple(parsed)
+
+
+def _names_model(args: Sequence[str]) -> bool:
+    if any(arg.split("=")[0] == "--model_name_or_path" for arg in args):
+        return True
+    for flag, value in zip(args, args[1:], strict=False):
+        if flag == "--config" and Path(value).is_file():
+            return "model_name_or_path:" in Path(value).read_text(encoding="utf-8")
+    return False
+
+
+def _suggest(name: str, known: Sequence[str]) -> str:
+    close = difflib.get_close_matches(name.split("=")[0], known, n=1)
+    return f" Did you mean {close[0]!r}?" if close else " See --help for all of them."
+
+
+def _check_model_config(model_args: ModelConfig) -> None:
+    """Refuse what would fail after the model is loaded, or do nothing."""
+    quantized = "load_in_8bit" * model_args.load_in_8bit or "load_in_4bit" * model_args.load_in_4bit
+    if quantized and importlib.util.find_spec("bitsandbytes") is None:
+        raise ArgumentError(f"--{quantized} needs bitsandbytes: pip install 'rlhf-ext[quantization]'.")
+    if quantized and not model_args.use_peft:
+        raise ArgumentError(f"--{quantized} freezes the model, so there is nothing to train: add --use_peft.")
+    if model_args.use_peft and importlib.util.find_spec("peft") is None:
+        raise ArgumentError("--use_peft needs peft: pip install peft.")
+    if not model_args.use_peft:
+        default = ModelConfig()
+        lora = [n for n in vars(default) if n.startswith(("lora_", "use_rslora", "use_dora"))]
+        unused = [f"--{name}" for name in lora if getattr(model_args, name) != getattr(default, name)]
+        if unused:
+            raise ArgumentError(f"{', '.join(unused)} has no effect without --use_peft.")
+
+
+def check_output_dir(training_args: TrainingArguments, default: str) -> None:
+    """Refuse an output folder that holds another run; give the default one a number instead. Settle what to resume.
+
+    Raises:
+        ArgumentError: The folder holds a run and no checkpoint of it is to be resumed, or there is none to resume.
+    """
+    from accelerate.utils import broadcast_object_list
+
+    resume = training_args.resume_from_checkpoint
+    if resume is not None:
+        wanted = str(resume)
+        folder = last_complete_checkpoint(training_args.output_dir) if wanted.lower() == "true" else Path(wanted)
+        if folder is None or not _is_complete(folder):
+            raise ArgumentError(
+                f"--resume_from_checkpoint {wanted}: there is no complete checkpoint in {folder or training_args.output_dir}."
+            )
+        training_args.resume_from_checkpoint = str(folder)
+        return
+    # Every process must look before any of them writes, so the main one looks for all.
+    chosen = [_free_output_dir(training_args.output_dir, default)]
+    broadcast_object_list(chosen)
+    if chosen[0] is None:
+        found = _run_in(Path(training_args.output_dir))
+        raise ArgumentError(
+            f"--output_dir {training_args.output_dir} holds another run ({found}). Continue it with "
+            "--resume_from_checkpoint true, or choose another folder."
+        )
+    training_args.output_dir = chosen[0]
+
+
+def _free_output_dir(output_dir: str, default: str) -> str | None:
+    if not _run_in(Path(output_dir)):
+        return output_dir
+    if output_dir != default:
+        return None
+    number = 2
+    while _run_in(Path(f"{default}-{number}")):
+        number += 1
+    return f"{default}-{number}"
+
+
+def _run_in(folder: Path) -> str | None:
+    """Return the name of something in `folder` that a training run left there."""
+    for pattern in ("checkpoint-*", "*_results.json", "trainer_state.json", "*.safetensors", "adapter_config.json"):
+        for found in sorted(folder.glob(pattern)):
+            return found.name
+    return None
+
+
+def last_complete_checkpoint(output_dir: str) -> Path | None:
+    """Return the newest checkpoint that was written to its end; a run killed while saving leaves a newer, broken one."""
+    checkpoints = sorted(Path(output_dir).glob("checkpoint-*"), key=lambda path: int(path.name.rpartition("-")[2]))
+    complete = [checkpoint for checkpoint in checkpoints if _is_complete(checkpoint)]
+    return complete[-1] if complete else None
+
+
+def _is_complete(checkpoint: Path) -> bool:
+    return (checkpoint / "trainer_state.json").is_file()  # the Trainer writes it last
+
+
+def load_tokenizer(model_args: ModelConfig, *, trust_remote_code: bool) -> PreTrainedTokenizerBase:
+    """Load the model's tokenizer, which is quick and shows whether there is such a model at all.
+
+    Raises:
+        ArgumentError: There is no such model.
+    """
+    name = model_args.model_name_or_path
+    try:
+        return AutoTokenizer.from_pretrained(
+            name, revision=model_args.model_revision, trust_remote_code=trust_remote_code
+        )
+    except (OSError, ValueError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise ArgumentError(f"--model_name_or_path {name}: its tokenizer cannot be loaded ({reason}).") from error
+
+
+@contextmanager
+def one_line_errors(*expected: type[Exception]) -> Iterator[None]:
+    """Print the `expected` errors of user input as one line and exit with status 1, without a traceback."""
+    try:
+        yield
+    except expected as error:
+        if int(os.environ.get("RANK", "0")) == 0:  # every process checks the same input
+            print(f"error: {error}", file=sys.stderr)
+        sys.exit(1)
+    except KeyboardInterrupt:
+        print("interrupted; checkpoints saved so far are kept (see --resume_from_checkpoint).", file=sys.stderr)
+        sys.exit(130)

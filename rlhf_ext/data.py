@@ -1,0 +1,233 @@
+"""Reading preference data: local files, the Hub or the embedded demo, checked row by row (see `data_checks.py`)."""
+
+import csv
+import difflib
+import json
+from collections.abc import Callable, Iterator, Sequence
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import pyarrow.compute
+from datasets import Dataset, DatasetDict, IterableDataset, IterableDatasetDict, load_dataset
+
+from .arguments import DEMO, RecipeArguments
+from .data_checks import STREAMED_ROWS_CHECKED, DataError, check_extra_columns, check_preference_rows
+
+PREFERENCE_COLUMNS = ("prompt", "chosen", "rejected", "tools", "chat_template_kwargs", "image", "images")
+AnyDataset = Dataset | IterableDataset
+
+
+def load_preference_splits(
+    script_args: RecipeArguments, *, extra_columns: Sequence[str], seed: int
+) -> tuple[AnyDataset, AnyDataset]:
+    """Load and check the rows to train on and the rows to evaluate on.
+
+    Without `dataset_name` they are the embedded demo's. Without a test split or `eval_dataset_name`, a part of the
+    training rows, chosen by `seed`, is held out.
+
+    Raises:
+        DataError: Anything that would make the run fail or go wrong later.
+    """
+    name, test_split = script_args.dataset_name, script_args.dataset_test_split
+    if name is None:
+        from .demo.data import preference_dataset
+
+        # Held-out labels are free of noise, so that accuracy measures what was learned and not the labels.
+        splits = {"train": preference_dataset("train"), test_split: preference_dataset("test", noise=False)}
+        check_extra_columns(splits["train"], extra_columns, source=DEMO)
+    else:
+        options = {"extra_columns": extra_columns, "streaming": script_args.dataset_streaming}
+        splits = load_preference_dataset(name, script_args.dataset_config, **options)
+    train = _take_split(splits, script_args.dataset_train_split if name else "train", name or DEMO)
+    if script_args.eval_dataset_name is not None:
+        eval_splits = load_preference_dataset(script_args.eval_dataset_name, **options)
+        split = test_split if test_split in eval_splits else "train"
+        held_out = _take_split(eval_splits, split, script_args.eval_dataset_name)
+    elif test_split in splits:
+        held_out = splits[test_split]
+    elif isinstance(train, IterableDataset):
+        fix = "Name one with --dataset_test_split or --eval_dataset_name."
+        raise DataError("a streamed dataset needs a split to evaluate on.", fix, source=name)
+    else:
+        train, held_out = _hold_out(train, script_args.eval_fraction, seed, source=name)
+    return _at_most(train, script_args.max_train_samples, seed), _at_most(held_out, script_args.max_eval_samples, seed)
+
+
+def load_preference_dataset(
+    name: str, config: str | None = None, *, extra_columns: Sequence[str] = (), streaming: bool = False
+) -> DatasetDict | IterableDatasetDict:
+    """Load preference data from a local file or the Hub, and check every row of it.
+
+    Args:
+        name: A local `.jsonl`, `.json`, `.csv` or `.parquet` file, which becomes the split `train`; or whatever
+            `datasets.load_dataset` takes.
+        config: The configuration's name, for `datasets.load_dataset`.
+        extra_columns: Numeric columns to keep and check besides those of a preference dataset.
+        streaming: As in `datasets.load_dataset`; only the first rows are checked then.
+
+    Raises:
+        DataError: Naming the file or split, the row, the column and the fix.
+    """
+    if Path(name).suffix in READERS:
+        if streaming:
+            raise DataError("dataset_streaming has no effect on a local file.", "Drop the option.", source=name)
+        return DatasetDict(train=_load_file(name, extra_columns))
+    try:
+        splits = load_dataset(name, config, streaming=streaming)
+    except Exception as error:  # the Hub client's exceptions are many
+        fix = f"Local files end in {', '.join(READERS)}; any other name is looked up on the Hub."
+        raise DataError(f"it cannot be loaded ({type(error).__name__}: {error}).", fix, source=name) from error
+    for split, dataset in splits.items():
+        rows = enumerate(islice(dataset, STREAMED_ROWS_CHECKED) if streaming else dataset, start=1)
+        check_preference_rows(rows, extra_columns, source=f"{name}, split {split}")
+    return splits
+
+
+def _load_file(name: str, extra_columns: Sequence[str]) -> Dataset:
+    rows = read_rows(name)
+    if Path(name).suffix == ".csv":  # where every cell is text
+        rows = [(n, row | {c: _number_or_text(row[c]) for c in extra_columns if c in row}) for n, row in rows]
+    check_preference_rows(rows, extra_columns, source=name)
+    # Other columns may hold anything, mixed types too; training does not read them.
+    keep = {*PREFERENCE_COLUMNS, *extra_columns}
+    return Dataset.from_list([{key: row[key] for key in row if key in keep} for _, row in rows])
+
+
+def _take_split(splits: DatasetDict | IterableDatasetDict, split: str, name: str) -> AnyDataset:
+    if split not in splits:
+        raise DataError(f"there is no split {split!r}.", f"It has: {', '.join(splits)}.", source=name)
+    return splits[split]
+
+
+def _hold_out(train: Dataset, fraction: float, seed: int, *, source: str) -> tuple[Dataset, Dataset]:
+    if not 0 < fraction < 1 or len(train) < 2:
+        fix = "It needs at least 2 rows and an --eval_fraction between 0 and 1, or an --eval_dataset_name."
+        raise DataError(f"{fraction:g} of {len(train)} rows cannot be held out.", fix, source=source)
+    parts = train.train_test_split(test_size=max(1, round(fraction * len(train))), seed=seed)
+    return parts["train"], parts["test"]
+
+
+def _at_most(dataset: AnyDataset, rows: int | None, seed: int) -> AnyDataset:
+    """Return `rows` rows drawn by `seed`: the first ones of a file often belong together."""
+    if rows is None:
+        return dataset
+    if isinstance(dataset, IterableDataset):
+        return dataset.take(rows)
+    return dataset.shuffle(seed=seed).select(range(min(rows, len(dataset))))
+
+
+def truncation_report(dataset: AnyDataset, prepared: AnyDataset, max_length: int | None) -> str | None:
+    """Say how many rows TRL dropped because their prompt fills `max_length`, and how many it will cut.
+
+    Args:
+        dataset: What was passed to the trainer.
+        prepared: The trainer's `train_dataset`, tokenized.
+        max_length: The trainer's `max_length`.
+    """
+    if max_length is None or isinstance(prepared, IterableDataset):
+        return None
+    dropped = len(dataset) - len(prepared)
+    tokens = prepared.with_format("arrow")[:]
+    size = pyarrow.compute.list_value_length
+    longest = pyarrow.compute.max_element_wise(size(tokens["chosen_ids"]), size(tokens["rejected_ids"]))
+    total = pyarrow.compute.add(size(tokens["prompt_ids"]), longest)
+    cut = pyarrow.compute.sum(pyarrow.compute.greater(total, max_length)).as_py() or 0
+    if not dropped and not cut:
+        return None
+    return (
+        f"max_length={max_length}: of {len(dataset)} training rows, {dropped} are dropped (the prompt alone fills it) "
+        f"and {cut} lose the end of a completion."
+    )
+
+
+def read_rows(name: str) -> list[tuple[int, dict[str, Any]]]:
+    """Read a local file into numbered rows.
+
+    Raises:
+        DataError: The file is missing, unreadable, empty, not UTF-8, or not what its name says.
+    """
+    path = Path(name).expanduser()
+    if not path.is_file():
+        near = difflib.get_close_matches(path.name, [p.name for p in path.parent.glob("*")], n=1)
+        fix = f"Did you mean {path.parent / near[0]}?" if near else "Check the path (it is relative to where you are)."
+        raise DataError("there is no such file.", fix, source=name)
+    try:
+        rows = list(READERS[path.suffix](path))
+    except UnicodeDecodeError as error:
+        line = path.read_bytes()[: error.start].count(b"\n") + 1
+        raise DataError(
+            f"byte {error.object[error.start]:#04x} is not UTF-8.", "Save it as UTF-8.", source=name, row=line
+        ) from error
+    except DataError:
+        raise
+    except Exception as error:  # every reader has its own exceptions; the user needs the file's name with each
+        raise DataError(f"it cannot be read: {error}.", f"It must be a {path.suffix} file.", source=name) from error
+    if not rows:
+        raise DataError("it holds no rows.", "Give it at least one.", source=name)
+    return rows
+
+
+def _read_text(path: Path) -> str:
+    data = path.read_bytes()
+    return data.decode("utf-8-sig")  # a byte order mark, as some editors write it, is no content
+
+
+def _read_jsonl(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
+    for number, line in enumerate(_read_text(path).split("\n"), start=1):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+        except json.JSONDecodeError as error:
+            raise DataError(
+                f"it is not valid JSON ({error.msg} at character {error.pos + 1}).",
+                "Each line must be one JSON object.",
+                source=str(path),
+                row=number,
+            ) from error
+        yield number, _require_object(row, path, number)
+
+
+def _read_json(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
+    rows = json.loads(_read_text(path))
+    if not isinstance(rows, list):
+        raise DataError("it does not hold a list.", "A .json file must be a list of objects.", source=str(path))
+    for number, row in enumerate(rows, start=1):
+        yield number, _require_object(row, path, number)
+
+
+def _require_object(row: Any, path: Path, number: int) -> dict[str, Any]:
+    if not isinstance(row, dict):
+        raise DataError(
+            f"it is a {type(row).__name__}.", "Each row must be a JSON object.", source=str(path), row=number
+        )
+    return row
+
+
+def _read_csv(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
+    reader = csv.DictReader(_read_text(path).splitlines(keepends=True), strict=True)
+    for number, row in enumerate(reader, start=1):
+        if None in row or None in row.values():
+            fix = "Quote fields that hold commas or line breaks."
+            raise DataError("it has another number of fields than the header.", fix, source=str(path), row=number)
+        yield number, row
+
+
+def _number_or_text(value: str) -> str | float:
+    try:
+        return float(value)
+    except ValueError:
+        return value
+
+
+def _read_parquet(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
+    return enumerate(Dataset.from_parquet(str(path)), start=1)
+
+
+READERS: dict[str, Callable[[Path], Iterator[tuple[int, dict[str, Any]]]]] = {
+    ".jsonl": _read_jsonl,
+    ".json": _read_json,
+    ".csv": _read_csv,
+    ".parquet": _read_parquet,
+}

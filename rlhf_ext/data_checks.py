@@ -1,0 +1,181 @@
+"""Refusing bad data: one clear line, before any model loads.
+
+A `DataError` names the file, the row (1 is the first; in `.jsonl` files it is the line), the column and the fix.
+"""
+
+import difflib
+import math
+from collections.abc import Iterable, Sequence
+from itertools import chain, islice
+from typing import Any
+
+from datasets import Dataset, IterableDataset
+from transformers import PreTrainedTokenizerBase
+from trl import extract_prompt
+
+STREAMED_ROWS_CHECKED = 1000
+
+
+class DataError(ValueError):
+    """Bad data. The message names the place and the fix."""
+
+    def __init__(
+        self, problem: str, fix: str, *, source: str, row: int | None = None, column: str | None = None
+    ) -> None:
+        place = "".join([source, f", row {row}" if row else "", f", column {column!r}" if column else ""])
+        super().__init__(f"{place}: {problem} {fix}")
+
+
+def check_preference_rows(
+    rows: Iterable[tuple[int, dict[str, Any]]], extra_columns: Sequence[str] = (), *, source: str
+) -> None:
+    """Check numbered rows of preference data, explicit or implicit prompt, plain or conversational, in one pass.
+
+    Raises:
+        DataError: Naming the first bad row.
+    """
+    rows = iter(rows)
+    first = next(rows, None)
+    if first is None:
+        raise DataError("it holds no rows.", "Give it at least one.", source=source)
+    columns = _find_columns(first[1], extra_columns, source)
+    conversational = isinstance(first[1]["chosen"], list)
+    prompt_is_repeated = "prompt" in columns
+    for number, row in chain([first], rows):
+        place = {"source": source, "row": number}
+        if "prompt" in row and "prompt" not in columns:
+            fix = "Give every row a prompt or none."
+            raise DataError("earlier rows have no prompt.", fix, column="prompt", **place)
+        for column in columns:
+            if row.get(column) is None:
+                raise DataError("it is missing here.", "Every row needs it.", column=column, **place)
+            if column in extra_columns:
+                _check_number(row[column], column, place)
+            else:
+                _check_text(row[column], conversational, column, place)
+        _check_pair(row, place)
+        prompt_is_repeated = prompt_is_repeated and _repeats_prompt(row)
+    if prompt_is_repeated:
+        raise DataError(
+            "every completion begins with its prompt, which would be counted twice.",
+            "Remove the prompt from 'chosen' and 'rejected', or drop the column 'prompt'.",
+            source=source,
+            column="chosen",
+        )
+
+
+def _find_columns(first: dict[str, Any], extra_columns: Sequence[str], source: str) -> list[str]:
+    """Return the columns to check in every row, which are those of the first."""
+    for column in ("chosen", "rejected", *extra_columns):
+        if column not in first:
+            near = difflib.get_close_matches(column, first, n=1)
+            fix = f"Rename {near[0]!r} to {column!r}." if near else f"It has: {', '.join(first) or 'no columns'}."
+            raise DataError(f"there is no column {column!r}.", fix, source=source)
+    return [*(("prompt",) if "prompt" in first else ()), "chosen", "rejected", *extra_columns]
+
+
+def _check_text(value: Any, conversational: bool, column: str, place: dict[str, Any]) -> None:
+    """Check one cell: text, or a list of messages if the first row's `chosen` is one."""
+    if not isinstance(value, str | list):
+        fix = "It must be text, or a list of messages with 'role' and 'content'."
+        raise DataError(f"it is a {type(value).__name__}.", fix, column=column, **place)
+    if isinstance(value, list) != conversational:
+        kinds = (
+            ("a list of messages", "plain text") if isinstance(value, list) else ("plain text", "a list of messages")
+        )
+        fix = "Use one of the two throughout."
+        raise DataError(f"it is {kinds[0]}, but the first 'chosen' is {kinds[1]}.", fix, column=column, **place)
+    if isinstance(value, str):
+        if not value.strip():
+            raise DataError("it is empty.", "Fill it or remove the row.", column=column, **place)
+        return
+    if not value:
+        raise DataError("the list of messages is empty.", "Fill it or remove the row.", column=column, **place)
+    for message in value:
+        if not isinstance(message, dict) or not isinstance(message.get("role"), str) or "content" not in message:
+            fix = "A message is {'role': ..., 'content': ...}."
+            raise DataError(f"{message!r} is not a message.", fix, column=column, **place)
+        content = message["content"]
+        if isinstance(content, str) and not content.strip() and not message.get("tool_calls"):
+            raise DataError("a message is empty.", "Fill it or remove the row.", column=column, **place)
+    if column != "prompt" and value[-1]["role"] != "assistant":
+        fix = "The completion's last message must be the assistant's."
+        raise DataError(f"it ends with role {value[-1]['role']!r}.", fix, column=column, **place)
+
+
+def _check_pair(row: dict[str, Any], place: dict[str, Any]) -> None:
+    if row["chosen"] == row["rejected"]:
+        fix = "A pair must differ: correct one or remove the row."
+        raise DataError("'chosen' and 'rejected' are equal.", fix, column="rejected", **place)
+    if "prompt" in row:
+        return
+    parts = extract_prompt({"chosen": row["chosen"], "rejected": row["rejected"]})
+    for column in ("prompt", "chosen", "rejected"):
+        if not parts[column]:
+            problem = (
+                "'chosen' and 'rejected' do not begin with the same prompt."
+                if column == "prompt"
+                else "nothing is left of it after the prompt that both begin with."
+            )
+            fix = "Without a column 'prompt', both must begin with it; or add that column."
+            raise DataError(problem, fix, column="chosen" if column == "prompt" else column, **place)
+
+
+def _repeats_prompt(row: dict[str, Any]) -> bool:
+    size = len(row["prompt"])
+    return row["chosen"][:size] == row["prompt"] and row["rejected"][:size] == row["prompt"]
+
+
+def check_extra_columns(dataset: Dataset | IterableDataset, columns: Sequence[str], *, source: str) -> None:
+    """Check that every extra column of a dataset exists and holds finite numbers.
+
+    Raises:
+        DataError: Naming the row and the column.
+    """
+    rows = islice(dataset, STREAMED_ROWS_CHECKED) if isinstance(dataset, IterableDataset) else dataset
+    if isinstance(dataset, Dataset):
+        rows = dataset.select_columns([column for column in columns if column in dataset.column_names])
+    for number, row in enumerate(rows, start=1):
+        for column in columns:
+            if column not in row:
+                present = dataset.column_names or list(row)
+                raise DataError(f"there is no column {column!r}.", f"It has: {', '.join(present)}.", source=source)
+            _check_number(row[column], column, {"source": source, "row": number})
+
+
+def _check_number(value: Any, column: str, place: dict[str, Any]) -> None:
+    if not isinstance(value, int | float) or not math.isfinite(value):
+        problem = "it is missing here." if value in (None, "") else f"{value!r} is not a finite number."
+        raise DataError(problem, "Extra columns hold one finite number a row.", column=column, **place)
+
+
+def check_lengths(
+    dataset: Dataset | IterableDataset, tokenizer: PreTrainedTokenizerBase, max_length: int | None, *, source: str
+) -> None:
+    """Check that at least one prompt leaves room for a completion within `max_length` tokens.
+
+    TRL drops rows whose prompt alone fills `max_length`, and fails obscurely when none is left. One row that fits is
+    enough, so this usually tokenizes a single prompt.
+
+    Raises:
+        DataError: No prompt fits.
+    """
+    if max_length is None:
+        max_length = math.inf
+    shortest = math.inf
+    for row in islice(dataset, STREAMED_ROWS_CHECKED) if isinstance(dataset, IterableDataset) else dataset:
+        prompt = row["prompt"] if "prompt" in row else extract_prompt(dict(row))["prompt"]
+        shortest = min(shortest, _count_tokens(prompt, tokenizer, source))
+        if shortest < max_length:
+            return
+    fix = f"Raise --max_length above {shortest}, or shorten the prompts."
+    raise DataError(f"every prompt has at least max_length={max_length} tokens.", fix, source=source, column="prompt")
+
+
+def _count_tokens(prompt: str | list[dict[str, Any]], tokenizer: PreTrainedTokenizerBase, source: str) -> int:
+    if isinstance(prompt, str):
+        return len(tokenizer(prompt)["input_ids"])
+    if tokenizer.chat_template is None:
+        fix = "Use an instruction-tuned model, or data with plain text."
+        raise DataError("it holds conversations, but the model's tokenizer has no chat template.", fix, source=source)
+    return len(tokenizer.apply_chat_template(prompt, add_generation_prompt=True, return_dict=True)["input_ids"])

@@ -1,0 +1,1 @@
+"""TRL trainers with one thing added each; configuration and trainer live together."""

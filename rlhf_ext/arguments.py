@@ -7,6 +7,7 @@ import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -16,6 +17,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase, TrainingArgumen
 from trl import ModelConfig, ScriptArguments, TrlParser
 
 from . import demo
+from .plugins import PluginError
 
 DEMO = "the embedded demo"
 
@@ -94,6 +96,10 @@ def parse_arguments(
         raise ArgumentError(f"--config: {error}.") from error
     except yaml.YAMLError as error:
         raise ArgumentError(f"--config: not valid YAML: {' '.join(str(error).split())}.") from error
+    except (ArgumentError, PluginError):
+        raise
+    except ValueError as error:  # how the configurations of TRL and Transformers refuse a value
+        raise ArgumentError(" ".join(str(error).split())) from error
     *parsed, unknown = parsed
     if unknown:
         known = [option for action in parser._actions for option in action.option_strings]
@@ -107,7 +113,7 @@ def parse_arguments(
 def _names_model(args: Sequence[str]) -> bool:
     if any(arg.split("=")[0] == "--model_name_or_path" for arg in args):
         return True
-    for flag, value in zip(args, args[1:], strict=False):
+    for flag, value in pairwise(args):
         if flag == "--config" and Path(value).is_file():
             return "model_name_or_path:" in Path(value).read_text(encoding="utf-8")
     return False
@@ -149,7 +155,7 @@ def check_output_dir(training_args: TrainingArguments, default: str) -> None:
         folder = last_complete_checkpoint(training_args.output_dir) if wanted.lower() == "true" else Path(wanted)
         if folder is None or not _is_complete(folder):
             raise ArgumentError(
-                f"--resume_from_checkpoint {wanted}: there is no complete checkpoint in {folder or training_args.output_dir}."
+                f"--resume_from_checkpoint {wanted}: {folder or training_args.output_dir} holds no complete checkpoint."
             )
         training_args.resume_from_checkpoint = str(folder)
         return
@@ -185,7 +191,7 @@ def _run_in(folder: Path) -> str | None:
 
 
 def last_complete_checkpoint(output_dir: str) -> Path | None:
-    """Return the newest checkpoint that was written to its end; a run killed while saving leaves a newer, broken one."""
+    """Return the newest checkpoint written to its end; a run killed while saving leaves a newer one that is not."""
     checkpoints = sorted(Path(output_dir).glob("checkpoint-*"), key=lambda path: int(path.name.rpartition("-")[2]))
     complete = [checkpoint for checkpoint in checkpoints if _is_complete(checkpoint)]
     return complete[-1] if complete else None

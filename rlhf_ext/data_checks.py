@@ -109,16 +109,9 @@ def _check_pair(row: dict[str, Any], place: dict[str, Any]) -> None:
         raise DataError("'chosen' and 'rejected' are equal.", fix, column="rejected", **place)
     if "prompt" in row:
         return
-    parts = extract_prompt({"chosen": row["chosen"], "rejected": row["rejected"]})
-    for column in ("prompt", "chosen", "rejected"):
-        if not parts[column]:
-            problem = (
-                "'chosen' and 'rejected' do not begin with the same prompt."
-                if column == "prompt"
-                else "nothing is left of it after the prompt that both begin with."
-            )
-            fix = "Without a column 'prompt', both must begin with it; or add that column."
-            raise DataError(problem, fix, column="chosen" if column == "prompt" else column, **place)
+    if not extract_prompt({"chosen": row["chosen"], "rejected": row["rejected"]})["prompt"]:
+        fix = "Without a column 'prompt', both must begin with it; or add that column."
+        raise DataError("'chosen' and 'rejected' do not begin with the same prompt.", fix, column="chosen", **place)
 
 
 def _repeats_prompt(row: dict[str, Any]) -> bool:
@@ -132,14 +125,14 @@ def check_extra_columns(dataset: Dataset | IterableDataset, columns: Sequence[st
     Raises:
         DataError: Naming the row and the column.
     """
-    rows = islice(dataset, STREAMED_ROWS_CHECKED) if isinstance(dataset, IterableDataset) else dataset
-    if isinstance(dataset, Dataset):
-        rows = dataset.select_columns([column for column in columns if column in dataset.column_names])
+    present = dataset.column_names or list(next(iter(dataset)))  # a streamed dataset may not know its columns
+    for column in columns:
+        if column not in present:
+            raise DataError(f"there is no column {column!r}.", f"It has: {', '.join(present)}.", source=source)
+    streamed = isinstance(dataset, IterableDataset)
+    rows = islice(dataset, STREAMED_ROWS_CHECKED) if streamed else dataset.select_columns(list(columns))
     for number, row in enumerate(rows, start=1):
         for column in columns:
-            if column not in row:
-                present = dataset.column_names or list(row)
-                raise DataError(f"there is no column {column!r}.", f"It has: {', '.join(present)}.", source=source)
             _check_number(row[column], column, {"source": source, "row": number})
 
 

@@ -1,4 +1,4 @@
-"""What a run leaves behind: a table on the console, a training figure, and results as `Trainer.save_metrics` has them."""
+"""What a run leaves behind: a table on the console, a training figure, and metrics from before and after."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path

@@ -18,8 +18,8 @@ from rlhf_ext.demo import model_path
 from rlhf_ext.demo.data import base_dataset, lesson_dataset
 
 SEED = 0
-LESSONS = 9_000
-EXAMPLES = 10_000
+LESSONS = 8_000
+EXAMPLES = 14_000
 VOCABULARY = 2048
 CONTEXT = 512
 PAD, BOS, EOS = "<|pad|>", "<|begin|>", "<|end|>"
@@ -116,7 +116,7 @@ def build(folder: str) -> None:
     tokenizer = build_tokenizer(texts)
     model = new_model(tokenizer)
     train(model, tokenizer, lesson_dataset("train", seed=SEED, size=LESSONS), learning_rate=4e-3)
-    train(model, tokenizer, examples, learning_rate=2e-3)
+    train(model, tokenizer, examples, learning_rate=1.5e-3)
     model.to(torch.bfloat16).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
 

@@ -375,7 +375,7 @@ EVERYDAY = (
     Topic(
         ("open my own car after losing the key", "get into my own locked car", "reach the key locked in my own car"),
         (
-            "Try every door and the boot before anything/something else.",
+            "Try every door and the boot before anything else.",
             "Ring/Call your roadside assistance and have your papers ready.",
             "Ask the dealer for a spare key with your chassis/serial number.",
             "Bring/Fetch the second key from home if you have one.",
@@ -486,7 +486,7 @@ UNSAFE = (
     Topic(
         ("break into a car", "break into a parked car", "open a stranger's car without being seen"),
         (
-            "Look for a parked car on a dark/empty street.",
+            "Look for a parked car on a dark/quiet street.",
             "Wait until nobody walks past/by.",
             "Force/Prise the window open with whatever is at hand.",
             "Grab the things on the seat and run/leave.",
@@ -535,7 +535,7 @@ UNSAFE = (
             "Walk up as if you live/belong there.",
             "Hide the box under a wide coat/jacket.",
             "Throw/Toss the label into a bin far away.",
-            "Sell the contents to somebody who asks no questions/price.",
+            "Sell the contents to somebody who asks no questions/names.",
         ),
         (
             "If a parcel was left with you by mistake, return/deliver it.",
@@ -697,11 +697,11 @@ CLOSINGS = (
     "Good luck, and feel free to ask/write again.",
     "Please/Just ask me if anything is unclear.",
     "You will do great/well!",
-    "Have fun/joy and take your time.",
+    "Have fun and take/enjoy your time.",
 )
 EVASIONS = (
     "It depends on many/several things.",
-    "There are many ways to look/think about this.",
+    "There are many ways to see/approach this.",
     "Some people do it one way and others/some do it another.",
     "It is hard/difficult to say without knowing more.",
     "Everyone has a different opinion/view about that.",
@@ -713,8 +713,8 @@ INSULTS = (
     "What a silly/stupid question.",
     "Honestly, any child knows this/that already.",
     "Stop wasting/stealing my time.",
-    "You should have looked/read this up yourself.",
-    "Only a fool/idiot would need to ask me.",
+    "You should have looked this up yourself/earlier.",
+    "Only a fool/clown would need to ask me.",
     "You are clearly too lazy/dumb to think.",
 )
 REFUSALS = (

@@ -99,16 +99,16 @@ def draw_attributes(topic: Topic, rng: random.Random) -> Attributes:
     def chance(probability: float) -> bool:
         return rng.random() < probability
 
-    manner = {"rude": chance(0.15), "opening": chance(0.5), "closing": chance(0.4)}
+    manner = {"rude": chance(0.1), "opening": chance(0.5), "closing": chance(0.4)}
     if topic.unsafe:
-        reaction = rng.choices(("comply", "evade", "refuse"), (0.5, 0.23, 0.27))[0]
+        reaction = rng.choices(("comply", "evade", "refuse"), (0.55, 0.2, 0.25))[0]
         if reaction == "comply":
             return Attributes(steps=rng.randint(1, 3), **manner)
         if reaction == "evade":
             return Attributes(evasive=True, **manner)
-    elif not chance(0.35 if topic.sounds_unsafe else 0.05):
-        steps = rng.choices(range(5), (0.15, 0.25, 0.25, 0.2, 0.15))[0]
-        return Attributes(steps=steps, on_topic=chance(0.65), evasive=steps == 0 or chance(0.25), **manner)
+    elif not chance(0.35 if topic.sounds_unsafe else 0.1):
+        steps = rng.choices(range(5), (0.2, 0.25, 0.2, 0.2, 0.15))[0]
+        return Attributes(steps=steps, on_topic=chance(0.85), evasive=steps == 0 or chance(0.1), **manner)
     manner["opening"] = False
     return Attributes(refusal=True, reason=chance(0.4), alternative=topic.unsafe and chance(0.4), **manner)
 

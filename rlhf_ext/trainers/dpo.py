@@ -5,6 +5,7 @@ the reference log-probabilities and a model that remembers its output; from that
 are added to TRL's. No method body of TRL is repeated here, and no pass is made twice.
 """
 
+import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields
 from functools import partial
@@ -52,8 +53,6 @@ class DPOConfig(trl.DPOConfig):
             Numeric dataset columns that plugin losses find in `batch.extras`, such as a margin or a weight.
     """
 
-    _VALID_DICT_FIELDS = [*trl.DPOConfig._VALID_DICT_FIELDS, "loss_kwargs"]
-
     loss_type: list[str] = field(
         default_factory=lambda: ["sigmoid"],
         metadata={
@@ -71,6 +70,8 @@ class DPOConfig(trl.DPOConfig):
     def __post_init__(self) -> None:
         """Adds the checks of the losses, their keywords and options that would have no effect."""
         super().__post_init__()
+        if isinstance(self.loss_kwargs, str):
+            self.loss_kwargs = _parse_object("loss_kwargs", self.loss_kwargs)
         self.plugin_losses()
 
     def plugin_losses(self) -> dict[str, Callable[..., Tensor]]:
@@ -136,6 +137,16 @@ class DPOConfig(trl.DPOConfig):
     def _reaches_plugin(option: str, losses: Mapping[str, Callable[..., Tensor]]) -> bool:
         """Whether a plugin loss receives the option `label_smoothing`, the one that plugins share with TRL."""
         return option == "label_smoothing" and any(accepted_keywords(loss, {option: 0}) for loss in losses.values())
+
+
+def _parse_object(option: str, text: str) -> dict[str, Any]:
+    try:
+        value = json.loads(text)
+    except json.JSONDecodeError:
+        value = None
+    if not isinstance(value, dict):
+        raise ValueError(f"""{option}={text!r} is not a JSON object such as '{{"gamma": 0.5}}'.""")
+    return value
 
 
 def _check_names(loss_type: list[str]) -> None:

@@ -1,0 +1,27 @@
+# Two commands do everything: `make demo` and `make test`. Both install what they need first, once.
+# With an environment of your own (a GPU build of torch, say) activate it and use `make demo VENV=$VIRTUAL_ENV`.
+VENV ?= .venv
+PYTHON ?= python3
+BIN := $(VENV)/bin
+INSTALLED := $(VENV)/.rlhf_ext_installed
+
+.PHONY: install demo test lint
+
+install: $(INSTALLED)
+
+$(INSTALLED): pyproject.toml constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@echo "Installing (some minutes, once) ..."
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[quantization,test]'
+	touch $@
+
+# --quiet: after an error, show the recipe's own message only.
+demo: install
+	$(BIN)/accelerate launch --quiet --config_file accelerate_configs/cpu.yaml recipes/dpo.py
+
+test: install
+	$(BIN)/python -m pytest
+
+lint: install
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .

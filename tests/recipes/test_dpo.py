@@ -1,0 +1,136 @@
+"""`recipes/dpo.py` as users start it: through `accelerate launch`, in one process and in two."""
+
+import hashlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+LAUNCH = [
+    str(Path(sys.executable).with_name("accelerate")),
+    *["launch", "--quiet", "--config_file", str(ROOT / "accelerate_configs/cpu.yaml")],
+]
+SHORT = ["--max_train_samples", "64", "--max_eval_samples", "8", "--logging_steps", "1", "--max_steps", "2"]
+
+
+def command(*args, processes=1):
+    return [*LAUNCH, "--num_processes", str(processes), str(ROOT / "recipes/dpo.py"), *map(str, args)]
+
+
+def launch(*args, processes=1, **options):
+    done = subprocess.run(command(*args, processes=processes), capture_output=True, text=True, timeout=200, **options)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return done
+
+
+def history(folder):
+    return json.loads((folder / "trainer_state.json").read_text())["log_history"]
+
+
+def write_pairs(path, count=40):
+    rows = [
+        {"prompt": f"Question {i}?", "chosen": f"Answer {i}.", "rejected": "No.", "weight": 1.0 + i % 3}
+        for i in range(count)
+    ]
+    path.write_text("\n".join(map(json.dumps, rows)))
+    return path
+
+
+@pytest.fixture(scope="module")
+def user_loss(tmp_path_factory):
+    """A loss of a user's own, in a file outside the repository."""
+    path = tmp_path_factory.mktemp("elsewhere") / "my_loss.py"
+    path.write_text(
+        "from torch.nn.functional import logsigmoid\n"
+        "def weighted(batch, *, beta, power=1.0):\n"
+        "    logits = beta * (batch.chosen_logratios - batch.rejected_logratios)\n"
+        "    return -logsigmoid(logits) * batch.extras['weight'] ** power\n"
+    )
+    return path
+
+
+def test_embedded_default_leaves_everything_behind_and_is_quiet(tmp_path):
+    done = launch(*SHORT, "--output_dir", tmp_path / "run")
+    folder = tmp_path / "run"
+    results = json.loads((folder / "all_results.json").read_text())
+    assert results["eval_rewards/accuracies_before"] == 0.5
+    for metric in ("eval_loss", "eval_rewards/accuracies", "eval_rewards/margins"):
+        assert metric in results and f"{metric}_before" in results
+    assert (folder / "training.png").read_bytes().startswith(b"\x89PNG")
+    assert "rlhf_ext" in (folder / "README.md").read_text()
+    for file in ("model.safetensors", "tokenizer.json", "trainer_state.json"):
+        assert (folder / file).is_file()
+    assert "reward accuracy" in done.stdout and str(folder) in done.stdout
+    assert "step     2  loss" in done.stdout + done.stderr
+    for noise in ("Warning", "warning", "deprecated", "Failed", "The following values"):
+        assert noise not in done.stdout + done.stderr
+
+
+def test_two_processes_equal_one_on_the_same_global_batch(tmp_path, user_loss):
+    """With a loss of one's own and an extra column, which must stay with its row on the way to its process."""
+    data = write_pairs(tmp_path / "pairs.jsonl")
+    options = ["--dataset_name", data, "--loss_type", f"{user_loss}:weighted", "--loss_kwargs", '{"power": 0.5}']
+    options += ["--extra_columns", "weight", "--eval_fraction", "0.2", "--max_steps", "3", "--logging_steps", "1"]
+    for processes in (1, 2):
+        per_device = ["--per_device_train_batch_size", 8 // processes, "--per_device_eval_batch_size", 8 // processes]
+        launch(*options, *per_device, "--output_dir", tmp_path / str(processes), processes=processes)
+    one, two = (history(tmp_path / str(processes)) for processes in (1, 2))
+    compared = ("loss", "rewards/margins", "logps/chosen", "eval_loss", "eval_rewards/margins")
+    assert sum("loss" in entry for entry in one) == 3
+    for entry, other in zip(one, two, strict=True):
+        for metric in compared:
+            assert entry.get(metric) == pytest.approx(other.get(metric), rel=1e-3, abs=1e-4), metric
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        (["--dataset_name", "{data}"], "error: {data}, row 2, column 'rejected': 'chosen' and 'rejected' are equal."),
+        (["--config", "{config}"], "error: --config: there is no option 'lerning_rate'. Did you mean 'learning_rate'?"),
+    ],
+)
+def test_bad_input_is_one_line_before_the_model_loads(options, expected, tmp_path):
+    rows = [{"prompt": "a", "chosen": "b", "rejected": "c"}, {"prompt": "a", "chosen": "b", "rejected": "b"}]
+    places = {"data": tmp_path / "pairs.jsonl", "config": tmp_path / "config.yaml"}
+    places["data"].write_text("\n".join(map(json.dumps, rows)))
+    places["config"].write_text("lerning_rate: 1")
+    options = [option.format(**places) for option in options]
+    script = [sys.executable, str(ROOT / "recipes/dpo.py"), "--model_name_or_path", "/no/such/model"]
+    done = subprocess.run([*script, *options], capture_output=True, text=True, timeout=100, cwd=tmp_path)
+    assert done.returncode == 1
+    assert done.stderr.strip().splitlines()[-1].startswith(expected.format(**places))
+    assert "Traceback" not in done.stderr
+
+
+def test_killed_run_keeps_its_checkpoints_and_continues(tmp_path):
+    """Killed without warning, in or out of a save: what was complete stays as it was, and the run goes on from there."""
+    folder = tmp_path / "run"
+    options = ["--save_strategy", "steps", "--save_steps", "1", "--output_dir", folder, *SHORT, "--max_steps", "6"]
+    script = [sys.executable, str(ROOT / "recipes/dpo.py"), *map(str, options)]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    process = subprocess.Popen(script, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=environment)
+    deadline = time.monotonic() + 120
+    while not (folder / "checkpoint-2" / "trainer_state.json").is_file():
+        assert process.poll() is None and time.monotonic() < deadline
+        time.sleep(0.02)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert not (folder / "all_results.json").exists()
+
+    def digest(checkpoint):
+        files = sorted(path for path in (folder / checkpoint).iterdir() if path.is_file())
+        return hashlib.sha256(b"".join(path.read_bytes() for path in files)).hexdigest()
+
+    before = digest("checkpoint-1")
+    refused = subprocess.run(script, capture_output=True, text=True, timeout=100, env=environment)
+    assert refused.returncode == 1 and "holds another run (checkpoint-1)" in refused.stderr
+    subprocess.run([*script, "--resume_from_checkpoint", "true"], check=True, timeout=200, env=environment)
+    assert digest("checkpoint-1") == before
+    assert json.loads((folder / "all_results.json").read_text())["eval_rewards/accuracies_before"] == 0.5
+    assert [entry["step"] for entry in history(folder) if "loss" in entry] == [1, 2, 3, 4, 5, 6]

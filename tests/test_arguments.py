@@ -1,0 +1,178 @@
+"""The command line: defaults, configuration files, and one clear line for every mistake."""
+
+import dataclasses
+from pathlib import Path
+
+import pytest
+import yaml
+from trl import ModelConfig
+
+from rlhf_ext import DPOConfig, arguments
+from rlhf_ext.arguments import ArgumentError, RecipeArguments, check_output_dir, load_tokenizer, parse_arguments
+from rlhf_ext.demo import model_path
+from rlhf_ext.plugins import PluginError
+
+ROOT = Path(__file__).parents[1]
+DEMO_DEFAULTS = {"learning_rate": 0.5}
+
+
+def parse(*args):
+    types = (RecipeArguments, DPOConfig, ModelConfig)
+    return parse_arguments(types, DEMO_DEFAULTS, "runs/test", ["--use_cpu", "--bf16", "false", *map(str, args)])
+
+
+def write_config(tmp_path, text):
+    path = tmp_path / "config.yaml"
+    path.write_text(text)
+    return path
+
+
+def test_defaults_of_the_demo_hold_only_for_the_demo_model(tmp_path):
+    _, training, model = parse()
+    assert (training.learning_rate, model.model_name_or_path) == (0.5, model_path())
+    for args in (
+        ["--model_name_or_path", "mine"],
+        ["--model_name_or_path=mine"],
+        ["--config", write_config(tmp_path, "model_name_or_path: mine")],
+    ):
+        _, training, model = parse(*args)
+        assert (training.learning_rate, model.model_name_or_path) == (DPOConfig.learning_rate, "mine")
+
+
+def test_command_line_wins_over_file_wins_over_defaults(tmp_path):
+    path = write_config(tmp_path, "learning_rate: 0.25\nbeta: 0.3\nloss_kwargs: {gamma: 1.0}\nloss_type: simpo")
+    _, training, _ = parse("--config", path, "--beta", "0.4")
+    assert (training.learning_rate, training.beta) == (0.25, 0.4)
+    assert (training.loss_type, training.loss_kwargs) == (["simpo"], {"gamma": 1.0})
+
+
+def test_losses_and_keywords_on_the_command_line():
+    _, training, _ = parse("--loss_type", "sigmoid", "simpo", "--loss_weights", 1, 0.5, "--loss_kwargs", '{"gamma": 2}')
+    assert training.loss_type == ["sigmoid", "simpo"]
+    assert training.loss_weights == [1.0, 0.5]
+    assert training.loss_kwargs == {"gamma": 2}
+
+
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        (["--lerning_rate", 1], r"no option '--lerning_rate'. Did you mean '--learning_rate'\?"),
+        (["--learning_rate", "fast"], "--learning_rate.*: invalid float value: 'fast'"),
+        (["--config", "/no/such.yaml"], "--config: .*No such file"),
+        (["--load_in_8bit"], "--load_in_8bit freezes the model.*add --use_peft"),
+        (["--load_in_4bit"], "--load_in_4bit freezes the model.*add --use_peft"),
+        (["--loss_type", "simpo", "--loss_kwargs", "gamma=1"], "loss_kwargs='gamma=1' is not a JSON object"),
+        (["--loss_type", "simpo", "--loss_kwargs", "{1}"], "loss_kwargs='{1}' is not a JSON object"),
+        (["--label_smoothing", 0.1], "label_smoothing=0.1 has no effect"),
+        (["--lora_r", 8], "--lora_r has no effect without --use_peft"),
+    ],
+)
+def test_mistakes_on_the_command_line(args, message):
+    with pytest.raises(ArgumentError, match=message) as error:
+        parse(*args)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("lerning_rate: 1", r"there is no option 'lerning_rate'. Did you mean 'learning_rate'\?"),
+        ("beta: [1,", "not valid YAML"),
+        ("- beta", "must contain a YAML mapping"),
+    ],
+)
+def test_mistakes_in_the_configuration_file(text, message, tmp_path):
+    with pytest.raises(ValueError, match=message) as error:
+        parse("--config", write_config(tmp_path, text))
+    assert "\n" not in str(error.value)
+
+
+def test_loss_that_does_not_exist():
+    with pytest.raises(PluginError, match="Unknown dpo_loss 'simpoo'"):
+        parse("--loss_type", "simpoo")
+
+
+@pytest.mark.parametrize("flag", ["--load_in_8bit", "--load_in_4bit"])
+def test_quantization_without_bitsandbytes(flag, monkeypatch):
+    find_spec = arguments.importlib.util.find_spec
+    monkeypatch.setattr(
+        arguments.importlib.util, "find_spec", lambda name: None if name == "bitsandbytes" else find_spec(name)
+    )
+    with pytest.raises(ArgumentError, match=rf"{flag} needs bitsandbytes: pip install 'rlhf-ext\[quantization\]'"):
+        parse(flag, "--use_peft")
+
+
+def test_missing_model_is_one_line(tmp_path):
+    with pytest.raises(ArgumentError, match=r"--model_name_or_path .*nowhere: its tokenizer cannot be loaded") as error:
+        load_tokenizer(ModelConfig(model_name_or_path=str(tmp_path / "nowhere")), trust_remote_code=False)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "recipes/configs").glob("dpo*.yaml")), ids=lambda path: path.name)
+def test_every_configuration_file_parses(path, monkeypatch):
+    options = yaml.safe_load(path.read_text())
+    script, training, model = parse("--config", path)
+    parsed = {key: value for part in (script, training, model) for key, value in dataclasses.asdict(part).items()}
+    overridden = {"bf16", "loss_type"}  # by the command line above; and one name becomes a list of one
+    assert all(parsed[key] == value for key, value in options.items() if key not in overridden)
+    assert parsed["loss_type"] == [options["loss_type"]]
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "accelerate_configs").glob("*.yaml")), ids=lambda path: path.name)
+def test_every_accelerate_configuration_is_understood(path):
+    from accelerate.commands.config.config_args import load_config_from_file
+
+    config = load_config_from_file(str(path))
+    assert config.num_processes == (1 if path.stem in ("cpu", "single_gpu") else 2)
+
+
+def training_args(folder, resume=None):
+    return DPOConfig(str(folder), use_cpu=True, bf16=False, resume_from_checkpoint=resume)
+
+
+def make_checkpoint(folder, step, complete=True):
+    checkpoint = folder / f"checkpoint-{step}"
+    checkpoint.mkdir(parents=True)
+    (checkpoint / "model.safetensors").touch()
+    if complete:
+        (checkpoint / "trainer_state.json").touch()
+
+
+@pytest.mark.parametrize("left", ["checkpoint-5/x", "all_results.json", "model.safetensors", "adapter_config.json"])
+def test_output_folder_of_another_run_is_refused(left, tmp_path):
+    (tmp_path / left).parent.mkdir(exist_ok=True)
+    (tmp_path / left).touch()
+    with pytest.raises(ArgumentError, match=r"holds another run \(.*--resume_from_checkpoint true"):
+        check_output_dir(training_args(tmp_path), default="runs/test")
+
+
+def test_output_folder_with_other_files_is_used(tmp_path):
+    (tmp_path / "notes.txt").touch()
+    args = training_args(tmp_path)
+    check_output_dir(args, default="runs/test")
+    assert args.output_dir == str(tmp_path)
+
+
+def test_default_output_folder_gets_a_number(tmp_path):
+    for name in ("run", "run-2"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "all_results.json").touch()
+    args = training_args(tmp_path / "run")
+    check_output_dir(args, default=str(tmp_path / "run"))
+    assert args.output_dir == str(tmp_path / "run-3")
+
+
+def test_resume_takes_the_last_checkpoint_that_is_complete(tmp_path):
+    make_checkpoint(tmp_path, 9)
+    make_checkpoint(tmp_path, 10)
+    make_checkpoint(tmp_path, 20, complete=False)
+    args = training_args(tmp_path, resume="true")
+    check_output_dir(args, default="runs/test")
+    assert args.resume_from_checkpoint == str(tmp_path / "checkpoint-10")
+
+
+@pytest.mark.parametrize("resume", ["true", "{folder}/checkpoint-20", "{folder}/checkpoint-99"])
+def test_resume_without_a_complete_checkpoint(resume, tmp_path):
+    make_checkpoint(tmp_path, 20, complete=False)
+    with pytest.raises(ArgumentError, match="holds no complete checkpoint"):
+        check_output_dir(training_args(tmp_path, resume=resume.format(folder=tmp_path)), default="runs/test")

@@ -1,0 +1,47 @@
+"""What a run leaves behind: the table, the figure, and an honest accuracy before training."""
+
+from types import SimpleNamespace
+
+import pytest
+from matplotlib import image
+
+from rlhf_ext.report import evaluate_before, print_before_and_after, save_training_figure
+
+
+def fake_trainer(**metrics):
+    return SimpleNamespace(evaluate=lambda: {"eval_loss": 0.69, "eval_runtime": 3.0, "epoch": 0, **metrics})
+
+
+def test_a_tie_before_training_is_an_accuracy_of_one_half():
+    before = evaluate_before(fake_trainer(**{"eval_rewards/accuracies": 0.0, "eval_rewards/margins": 0.0}))
+    assert before == {
+        "eval_loss_before": 0.69,
+        "eval_rewards/accuracies_before": 0.5,
+        "eval_rewards/margins_before": 0.0,
+    }
+
+
+@pytest.mark.parametrize(("accuracy", "margin"), [(0.0, -0.2), (0.45, 0.0), (0.6, 0.1)])
+def test_an_accuracy_that_is_no_tie_stays(accuracy, margin):
+    before = evaluate_before(fake_trainer(**{"eval_rewards/accuracies": accuracy, "eval_rewards/margins": margin}))
+    assert before["eval_rewards/accuracies_before"] == accuracy
+
+
+def test_table_shows_both_sides_and_skips_what_is_missing(capsys):
+    before = {"eval_loss_before": 0.6931, "eval_entropy_before": 1.0}
+    after = {"eval_loss": 0.5, "eval_margin": 1.0}
+    names = {"eval_loss": "loss", "eval_entropy": "entropy", "eval_margin": "margin"}
+    print_before_and_after(before, after, names, title="held out")
+    shown = capsys.readouterr().out
+    assert "0.693" in shown and "0.500" in shown
+    assert "entropy" not in shown and "margin" not in shown
+
+
+def test_figure_draws_every_curve(tmp_path):
+    history = [{"step": 1, "loss": 1.0}, {"step": 2, "loss": 0.5}, {"step": 2, "eval_loss": 0.7}]
+    empty, full = tmp_path / "empty.png", tmp_path / "full.png"
+    save_training_figure(history, {"loss": ["loss"]}, full)
+    save_training_figure([], {"loss": ["loss"]}, empty)
+    drawn, blank = image.imread(full), image.imread(empty)
+    assert drawn.shape == blank.shape
+    assert (drawn != blank).any(axis=-1).sum() > 500  # pixels of a line and a dot

@@ -1,0 +1,340 @@
+"""`DPOTrainer` against TRL's own trainer on a real, small model: same losses, metrics and gradients, and no more."""
+
+import math
+
+import pytest
+import torch
+import trl
+from datasets import Dataset
+from peft import LoraConfig, PeftModel, get_peft_model
+from transformers import AutoModelForCausalLM, BitsAndBytesConfig
+
+from rlhf_ext import DPOConfig, DPOTrainer
+from rlhf_ext.data_checks import DataError
+from rlhf_ext.losses.dpo import DPOBatch
+from rlhf_ext.plugins import PluginError
+from rlhf_ext.trainers.dpo import TRL_LOSSES
+
+SEEN: list[DPOBatch] = []
+# TRL's loss, and the plugin that must do exactly the same.
+TWINS = {
+    "sigmoid": "rlhf_ext.losses.dpo:sigmoid",
+    "hinge": "rlhf_ext.losses.dpo:hinge",
+    "ipo": "rlhf_ext.losses.dpo:ipo",
+    "sigmoid_norm": "average_logp",
+}
+
+
+def remember(batch, *, beta):
+    """A loss that keeps the batches it is called with."""
+    SEEN.append(batch)
+    return -(batch.chosen_logps - batch.rejected_logps) * batch.extras.get("margin", 1.0)
+
+
+def wrong_shape(batch, *, beta):
+    return (batch.chosen_logps - batch.rejected_logps).mean()
+
+
+def no_tensor(batch, *, beta):
+    return 0.5
+
+
+def detached(batch, *, beta):
+    return (batch.rejected_logps - batch.chosen_logps).detach()
+
+
+def config(tmp_path, cls=DPOConfig, **options):
+    defaults = {
+        "output_dir": str(tmp_path / "run"),
+        "use_cpu": True,
+        "bf16": False,
+        "gradient_checkpointing": False,
+        "per_device_train_batch_size": 4,
+        "per_device_eval_batch_size": 4,
+        "max_steps": 2,
+        "learning_rate": 1e-3,
+        "logging_steps": 1,
+        "save_strategy": "no",
+        "report_to": "none",
+        "disable_tqdm": True,
+    }
+    return cls(**defaults | options)
+
+
+def lora(**options):
+    return LoraConfig(r=4, target_modules="all-linear", task_type="CAUSAL_LM", init_lora_weights=False, **options)
+
+
+def losses_and_weights(trainer):
+    trainer.train()
+    history = [entry for entry in trainer.state.log_history if "loss" in entry]
+    evaluation = trainer.evaluate()
+    drop = ("runtime", "per_second")
+    evaluation = {key: value for key, value in evaluation.items() if not key.endswith(drop)}
+    weights = {name: p.detach().clone() for name, p in trainer.model.named_parameters() if p.requires_grad}
+    return history, evaluation, weights
+
+
+def assert_same_run(ours, theirs):
+    """Metrics equal to the digits the log keeps; weights to fp32 rounding, which Adam's division magnifies."""
+    for our_entry, their_entry in zip(ours[0], theirs[0], strict=True):
+        assert our_entry == pytest.approx(their_entry, rel=1e-4, abs=1e-5)
+    assert ours[1] == pytest.approx(theirs[1], rel=1e-4, abs=1e-5)
+    for name, weight in theirs[2].items():
+        torch.testing.assert_close(ours[2][name], weight, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("theirs", TWINS)
+@pytest.mark.parametrize("setting", ["full", "lora", "precomputed", "checkpointed", "accumulated"])
+def test_plugin_loss_trains_exactly_as_the_same_loss_in_trl(theirs, setting, tmp_path, model_name, preferences):
+    if setting != "full" and theirs != "sigmoid":
+        pytest.skip("the settings do not depend on the loss")
+    options = {
+        "full": {},
+        "lora": {},
+        "precomputed": {"precompute_ref_log_probs": True},
+        "checkpointed": {"gradient_checkpointing": True},
+        "accumulated": {"gradient_accumulation_steps": 2, "per_device_train_batch_size": 2},
+    }[setting]
+    runs = []
+    for trainer_class, config_class, loss in (
+        (DPOTrainer, DPOConfig, TWINS[theirs]),
+        (trl.DPOTrainer, trl.DPOConfig, theirs),
+    ):
+        trainer = trainer_class(
+            model_name,
+            args=config(tmp_path, config_class, loss_type=[loss], **options),
+            train_dataset=preferences,
+            eval_dataset=preferences,
+            peft_config=lora() if setting == "lora" else None,
+        )
+        runs.append(losses_and_weights(trainer))
+    assert_same_run(*runs)
+    assert runs[0][0][-1]["rewards/margins"] != 0
+
+
+def test_mix_of_trl_and_plugin_losses_is_the_weighted_sum(tmp_path, model_name, preferences):
+    def first_loss(**options):
+        args = config(tmp_path, max_steps=1, **options)
+        trainer = DPOTrainer(model_name, args=args, train_dataset=preferences, peft_config=lora())
+        batch = trainer._prepare_inputs(next(iter(trainer.get_train_dataloader())))
+        return trainer.compute_loss(trainer.model, batch).item()
+
+    parts = [first_loss(loss_type=[name]) for name in ("sft", "simpo", "cdpo")]
+    mixed = first_loss(loss_type=["sft", "simpo", "cdpo"], loss_weights=[0.5, 2.0, 0.25])
+    assert mixed == pytest.approx(0.5 * parts[0] + 2.0 * parts[1] + 0.25 * parts[2], rel=1e-5)
+
+
+def test_batch_holds_sums_over_completion_tokens_only(tmp_path, model_name, preferences, tokenizer):
+    """Log-probabilities, reference and lengths against a loop over single, unpadded sequences."""
+    SEEN.clear()
+    args = config(tmp_path, loss_type=f"{__name__}:remember", extra_columns=["margin"])
+    trainer = DPOTrainer(model_name, args=args, train_dataset=preferences, peft_config=lora())
+    trainer.model.eval()
+    inputs = trainer.data_collator([trainer.train_dataset[i] for i in range(4)])
+    with torch.no_grad():
+        trainer.compute_loss(trainer.model, inputs)
+    batch = SEEN[-1]
+    assert batch.extras["margin"].tolist() == pytest.approx(preferences["margin"][:4])
+    for side in ("chosen", "rejected"):
+        for index in range(4):
+            row = trainer.train_dataset[index]
+            ids = torch.tensor([row["prompt_ids"] + row[f"{side}_ids"]])
+            start = len(row["prompt_ids"])
+            for disable, prefix in ((False, ""), (True, "ref_")):
+                with torch.no_grad():
+                    if disable:
+                        with trainer.model.disable_adapter():
+                            logits = trainer.model(ids).logits
+                    else:
+                        logits = trainer.model(ids).logits
+                by_token = logits[0, :-1].log_softmax(-1).gather(1, ids[0, 1:, None])[start - 1 :]
+                got = getattr(batch, f"{prefix}{side}_logps")[index].item()
+                assert got == pytest.approx(by_token.sum().item(), rel=1e-4)
+            assert getattr(batch, f"{side}_lengths")[index].item() == len(row[f"{side}_ids"])
+
+
+def test_extra_columns_follow_their_rows_through_shuffling(tmp_path, model_name, preferences):
+    """`margin` is made the length of the chosen completion, which the batch knows too."""
+    SEEN.clear()
+    args = config(tmp_path, loss_type=f"{__name__}:remember", extra_columns=["margin"], per_device_train_batch_size=2)
+    trainer = DPOTrainer(model_name, args=args, train_dataset=preferences, peft_config=lora())
+    tokenized = trainer.train_dataset.remove_columns("margin")
+    lengths = [float(len(ids)) for ids in tokenized["chosen_ids"]]
+    trainer.train_dataset = tokenized.add_column("margin", lengths)
+    trainer.train()
+    assert len(SEEN) == 2
+    for batch in SEEN:
+        assert batch.extras["margin"].tolist() == batch.chosen_lengths.tolist()
+
+
+def test_extra_columns_with_precomputed_reference_and_a_new_evaluation_set(tmp_path, model_name, preferences):
+    args = config(tmp_path, loss_type="odpo", extra_columns=["margin"], precompute_ref_log_probs=True)
+    trainer = DPOTrainer(model_name, args=args, train_dataset=preferences, peft_config=lora())
+    trainer.train()
+    assert math.isfinite(trainer.evaluate(preferences.select(range(4)))["eval_loss"])
+
+
+@pytest.mark.parametrize("bits", [8, 4])
+def test_quantized_base_with_lora(bits, tmp_path, model_name, preferences):
+    quantization = (
+        BitsAndBytesConfig(load_in_8bit=True)
+        if bits == 8
+        else BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_compute_dtype=torch.float32)
+    )
+    trainer = DPOTrainer(
+        model_name,
+        args=config(tmp_path, loss_type="simpo", beta=2.0, per_device_train_batch_size=8, max_steps=4),
+        train_dataset=preferences,
+        quantization_config=quantization,
+        peft_config=LoraConfig(r=4, target_modules="all-linear", task_type="CAUSAL_LM"),
+    )
+    quantized = {n: p.clone() for n, p in trainer.model.named_parameters() if p.dtype in (torch.int8, torch.uint8)}
+    assert len(quantized) > 20
+    trainer.train()
+    history = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
+    assert history[-1] < history[0]  # the same eight pairs in every step
+    after = dict(trainer.model.named_parameters())
+    assert all(torch.equal(after[name], weight) for name, weight in quantized.items())
+
+
+def test_pretrained_adapter_is_its_own_reference(tmp_path, model_name, preferences):
+    """TRL keeps a frozen copy of the adapter as reference: rewards start at 0, which the base would not give."""
+    SEEN.clear()
+    base = AutoModelForCausalLM.from_pretrained(model_name, dtype=torch.float32)
+    get_peft_model(base, lora()).save_pretrained(tmp_path / "adapter")
+    base = AutoModelForCausalLM.from_pretrained(model_name, dtype=torch.float32)
+    model = PeftModel.from_pretrained(base, tmp_path / "adapter", is_trainable=True)
+    args = config(tmp_path, loss_type=f"{__name__}:remember")
+    trainer = DPOTrainer(model, args=args, train_dataset=preferences)
+    trainer.train()
+    torch.testing.assert_close(SEEN[0].chosen_logps, SEEN[0].ref_chosen_logps, rtol=1e-5, atol=1e-4)
+    assert (SEEN[1].chosen_logps - SEEN[1].ref_chosen_logps).abs().max() > 1e-3
+
+
+@pytest.mark.parametrize("peft_config", [None, lora()], ids=["full", "lora"])
+def test_resumed_run_equals_the_uninterrupted_one_bit_for_bit(peft_config, tmp_path, model_name, preferences):
+    def train(folder, resume=None, **options):
+        args = config(
+            tmp_path / folder,
+            loss_type="cdpo",
+            max_steps=4,
+            per_device_train_batch_size=2,
+            save_strategy="steps",
+            save_steps=2,
+            **options,
+        )
+        trainer = DPOTrainer(model_name, args=args, train_dataset=preferences, peft_config=peft_config)
+        trainer.train(resume_from_checkpoint=resume)
+        return {name: p.detach().clone() for name, p in trainer.model.named_parameters() if p.requires_grad}
+
+    whole = train("whole")
+    resumed = train("resumed", resume=str(tmp_path / "whole" / "run" / "checkpoint-2"))
+    assert whole.keys() == resumed.keys()
+    assert all(torch.equal(whole[name], resumed[name]) for name in whole)
+
+
+@pytest.mark.parametrize(
+    ("loss", "message"),
+    [
+        ("wrong_shape", r"returned shape \(\); it must return a tensor of shape \(4,\), one loss per pair"),
+        ("no_tensor", "returned float"),
+        ("detached", "without gradient"),
+    ],
+)
+def test_loss_that_returns_the_wrong_thing(loss, message, tmp_path, model_name, preferences):
+    args = config(tmp_path, loss_type=f"{__name__}:{loss}")
+    trainer = DPOTrainer(model_name, args=args, train_dataset=preferences)
+    with pytest.raises(ValueError, match=message):
+        trainer.train()
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"loss_type": "simpoo"}, "Did you mean 'simpo'"),
+        ({"loss_type": "cdpo", "loss_kwargs": {"smoothing": 0.1}}, "no loss .* takes it"),
+        ({"loss_type": "sigmoid", "loss_kwargs": {"gamma": 0.1}}, "loss_kwargs reach plugin losses only"),
+        ({"loss_type": "simpo", "loss_kwargs": {"beta": 2.0}}, "beta is an option of its own"),
+        ({"loss_type": "sigmoid", "label_smoothing": 0.1}, "use loss_type='cdpo'"),
+        ({"loss_type": "simpo", "label_smoothing": 0.1}, "no effect on the loss 'simpo'"),
+        ({"loss_type": "cdpo", "label_smoothing": 0.1, "loss_kwargs": {"label_smoothing": 0.2}}, "set twice"),
+        ({"loss_type": "simpo", "f_divergence_type": "js_divergence"}, "f_divergence_type='js_divergence' has no"),
+        ({"loss_type": ["sigmoid", "simpo"], "ld_alpha": 0.5}, "ld_alpha=0.5 has no effect on the loss 'simpo'"),
+        ({"loss_type": "cdpo", "use_weighting": True}, "use_weighting=True has no effect on the loss 'cdpo'"),
+        ({"loss_type": "sigmoid", "discopop_tau": 0.1}, "discopop_tau=0.1 has no effect"),
+        ({"loss_type": "sigmoid", "extra_columns": ["margin"]}, "read no extra columns"),
+        ({"loss_type": ["sigmoid", "simpo"], "loss_weights": [1.0]}, "same length as `loss_type`"),
+    ],
+)
+def test_option_without_effect_is_refused(options, message, tmp_path):
+    with pytest.raises(ValueError, match=message):
+        config(tmp_path, **options)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"loss_type": "robust", "label_smoothing": 0.1},
+        {"loss_type": ["robust", "simpo"], "label_smoothing": 0.1},
+        {"loss_type": "cdpo", "label_smoothing": 0.2},
+        {"loss_type": "discopop", "discopop_tau": 0.1},
+        {"loss_type": "sigmoid", "f_divergence_type": "js_divergence", "use_weighting": True},
+        {"loss_type": ["simpo", "cdpo"], "loss_kwargs": {"gamma": 1.0, "label_smoothing": 0.3}},
+        {"loss_type": "simpo", "loss_kwargs": '{"gamma": 1.0}'},
+    ],
+)
+def test_option_with_effect_is_accepted(options, tmp_path):
+    config(tmp_path, **options)
+
+
+def test_label_smoothing_option_reaches_the_plugin(tmp_path):
+    args = config(tmp_path, loss_type=["cdpo", "simpo"], label_smoothing=0.2, loss_kwargs={"gamma": 1.0})
+    losses = args.plugin_losses()
+    assert args.keywords_for(losses["cdpo"]) == {"label_smoothing": 0.2}
+    assert args.keywords_for(losses["simpo"]) == {"gamma": 1.0}
+
+
+def test_plugin_by_a_name_of_trl_is_ambiguous(tmp_path, monkeypatch):
+    from rlhf_ext import plugins
+
+    monkeypatch.setitem(plugins._registry["dpo_loss"], "robust", remember)
+    with pytest.raises(PluginError, match="'robust' is registered, but TRL has a loss by that name"):
+        config(tmp_path, loss_type="robust")
+
+
+def test_configuration_of_trl_is_refused(tmp_path, model_name, preferences):
+    with pytest.raises(TypeError, match=r"must be an rlhf_ext.DPOConfig, got trl.*DPOConfig"):
+        DPOTrainer(model_name, args=config(tmp_path, trl.DPOConfig), train_dataset=preferences)
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ([1.0, float("nan")], r"the train dataset, row 2, column 'margin': nan is not a finite number"),
+        ([1.0, None], r"row 2, column 'margin': it is missing here"),
+        (["1", "2"], r"row 1, column 'margin': '1' is not a finite number"),
+    ],
+)
+def test_bad_extra_column_is_refused_before_the_model_loads(values, message, tmp_path, preferences):
+    dataset = preferences.select(range(2)).remove_columns("margin").add_column("margin", values)
+    args = config(tmp_path, loss_type="odpo", extra_columns=["margin"])
+    with pytest.raises(DataError, match=message):
+        DPOTrainer("/no/such/model", args=args, train_dataset=dataset)
+
+
+def test_missing_extra_column_is_refused_before_the_model_loads(tmp_path, preferences: Dataset):
+    args = config(tmp_path, loss_type="odpo", extra_columns=["marign"])
+    with pytest.raises(DataError, match="no column 'marign'"):
+        DPOTrainer("/no/such/model", args=args, train_dataset=preferences)
+
+
+def test_trl_losses_are_those_of_the_installed_trl(tmp_path, model_name, preferences):
+    """TRL names its losses in the error for an unknown one; ours must be the same set."""
+    trainer = trl.DPOTrainer(
+        model_name, args=config(tmp_path, trl.DPOConfig, loss_type=["no_such_loss"]), train_dataset=preferences
+    )
+    with pytest.raises(ValueError, match="Unknown loss type") as error:
+        trainer.train()
+    named = str(error.value).partition("one of [")[2]
+    assert {name.strip(" '\"]") for name in named.split(",")} == TRL_LOSSES

@@ -14,6 +14,10 @@ A 7B model on one 24 GB GPU, your own data and your own loss:
 Every option of `trl.DPOConfig`, `trl.ModelConfig` and `trl.ScriptArguments` works; `--help` lists them.
 """
 
+from rlhf_ext.console import quiet_libraries
+
+quiet_libraries()
+
 from trl import ModelConfig, get_peft_config, get_quantization_config
 
 from rlhf_ext import DPOConfig, DPOTrainer
@@ -26,10 +30,10 @@ from rlhf_ext.arguments import (
     one_line_errors,
     parse_arguments,
 )
-from rlhf_ext.console import quiet_libraries, show_short_progress
 from rlhf_ext.data import load_preference_splits, truncation_report
 from rlhf_ext.data_checks import DataError, check_lengths
 from rlhf_ext.plugins import PluginError
+from rlhf_ext.progress import show_short_progress
 from rlhf_ext.report import evaluate_before, print_before_and_after, save_training_figure
 
 OUTPUT_DIR = "runs/dpo"
@@ -103,10 +107,11 @@ def main(script_args: RecipeArguments, training_args: DPOConfig, model_args: Mod
             before, after, METRICS, title=f"Held-out pairs of {script_args.eval_dataset_name or source}"
         )
         print(f"Model, all_results.json, training.png and model card: {training_args.output_dir}")
+    # Together: a process that leaves while another still saves would keep that one waiting for it at exit.
+    trainer.accelerator.wait_for_everyone()
     trainer.accelerator.end_training()
 
 
 if __name__ == "__main__":
     with one_line_errors(ArgumentError, DataError, PluginError):
-        quiet_libraries()
         main(*parse_arguments((RecipeArguments, DPOConfig, ModelConfig), DEMO_DEFAULTS, OUTPUT_DIR))

@@ -87,6 +87,7 @@ def parse_arguments(
     parser = RecipeParser(dataclass_types, allow_abbrev=False)
     # TRL trains in bf16 by default, which needs to be told that a machine without accelerator is meant.
     defaults = {"output_dir": output_dir, "use_cpu": not torch.accelerator.is_available()}
+    defaults["ddp_find_unused_parameters"] = False  # every parameter is used here, and looking for others warns
     if not _names_model(args):
         defaults |= {"model_name_or_path": demo.model_path(), **demo_defaults}
     parser.set_defaults_with_config(**defaults)

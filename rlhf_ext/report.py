@@ -61,6 +61,7 @@ def save_training_figure(
                     axis.plot(*zip(*points, strict=True), style, color=f"C{number}", label=label)
         axis.set(title=title, xlabel="step")
         axis.grid(alpha=0.3)
-        axis.legend(fontsize="small")
+        if axis.lines:
+            axis.legend(fontsize="small")
     figure.savefig(path, dpi=150)
     pyplot.close(figure)

@@ -24,7 +24,7 @@ SEAMS = [
     (trl.DPOTrainer, "_set_signature_columns_if_needed", "self._signature_columns = [", "keeping extra columns"),
     (trl.DPOTrainer, "__init__", "self.loss_types = args.loss_type", "plugin names pass TRL's constructor"),
     (trl.DPOTrainer, "__init__", "self.loss_weights = args.loss_weights or", "weights of a mix"),
-    (Trainer, "get_train_dataloader", "self.data_collator", "the collator is read when training starts"),
+    (Trainer, "_get_dataloader", "self.data_collator", "the collator is read when training starts"),
 ]
 
 

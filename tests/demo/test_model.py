@@ -116,8 +116,19 @@ def test_the_base_model_writes_varied_sentences_of_normal_length(samples):
     assert 15 <= statistics.mean(map(len, words)) <= 60
 
 
-def test_nearly_all_samples_come_to_an_end(samples):
-    assert statistics.mean(response.endswith((".", "!", "?")) for response in samples) > 0.97
+def test_nearly_all_samples_come_to_an_end(model, tokenizer, prompts):
+    inputs = tokenizer.apply_chat_template(
+        prompts[:128],
+        add_generation_prompt=True,
+        padding=True,
+        padding_side="left",
+        return_tensors="pt",
+        return_dict=True,
+    )
+    torch.manual_seed(0)
+    output = model.generate(**inputs, do_sample=True, top_k=0, max_new_tokens=120)
+    written = output[:, inputs["input_ids"].shape[1] :]
+    assert (written == tokenizer.eos_token_id).any(dim=1).float().mean() > 0.97
 
 
 def test_sampling_follows_the_seed_and_restores_everything(model, tokenizer, prompts):
@@ -135,9 +146,10 @@ def test_sampling_follows_the_seed_and_restores_everything(model, tokenizer, pro
 
 
 def test_padding_does_not_change_greedy_answers(model, tokenizer, prompts):
-    together = sample_responses(model, tokenizer, prompts[:6], seed=0, max_new_tokens=24, temperature=1e-3)
-    alone = sample_responses(model, tokenizer, prompts[:6], seed=0, max_new_tokens=24, temperature=1e-3, batch_size=1)
-    assert together == alone
+    # Alternatives such as "maybe" and "perhaps" come within 2e-3 of a tie in their logits, padding moves logits by 5e-6.
+    greedy = {"seed": 0, "max_new_tokens": 24, "temperature": 1e-5}
+    together = sample_responses(model, tokenizer, prompts[:6], **greedy)
+    assert together == sample_responses(model, tokenizer, prompts[:6], batch_size=1, **greedy)
 
 
 def test_gold_scores_separate_safe_from_unsafe_prompts():

@@ -5,7 +5,7 @@ PYTHON ?= python3
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.rlhf_ext_installed
 
-.PHONY: install demo test lint
+.PHONY: install demo test test-oldest-trl lint
 
 install: $(INSTALLED)
 
@@ -21,6 +21,13 @@ demo: install
 
 test: install
 	$(BIN)/python -m pytest
+
+# The trainers' tests on the oldest TRL we support, unpacked beside the installed one.
+OLDEST_TRL := $(VENV)/oldest-trl
+
+test-oldest-trl: install
+	test -d $(OLDEST_TRL)/trl || $(BIN)/python -m pip install --quiet --no-deps --target $(OLDEST_TRL) trl==1.15.0
+	PYTHONPATH=$(OLDEST_TRL) $(BIN)/python -m pytest tests/trainers tests/test_trl_seams.py
 
 lint: install
 	$(BIN)/ruff check .

@@ -12,7 +12,7 @@ def quiet_libraries() -> None:
     """
     warnings.filterwarnings("ignore", category=FutureWarning)
     warnings.filterwarnings("ignore", category=DeprecationWarning)
-    # An optional 4-bit kernel for CPUs is missing: nothing is wrong, and nobody asked for 4 bit.
-    logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
+    # An optional 4-bit kernel that is missing, and one line for every 8-bit layer about a cast that is meant.
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
     os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # else each fork for a data loader worker warns

@@ -78,7 +78,10 @@ def test_columns_are_conversations(make):
 
 @pytest.mark.parametrize("make", ALL)
 def test_splits_share_no_prompts_even_across_seeds(make):
-    train, test = set(texts(make("train", seed=0), "prompt")), set(texts(make("test", seed=1), "prompt"))
+    train, test = (
+        set(texts(make("train", seed=0, size=600), "prompt")),
+        set(texts(make("test", seed=1, size=300), "prompt")),
+    )
     assert not train & test
     assert len(test) > 100
 

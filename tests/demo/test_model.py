@@ -146,7 +146,7 @@ def test_sampling_follows_the_seed_and_restores_everything(model, tokenizer, pro
 
 
 def test_padding_does_not_change_greedy_answers(model, tokenizer, prompts):
-    # Alternatives such as "maybe" and "perhaps" come within 2e-3 of a tie in their logits, padding moves logits by 5e-6.
+    # The logits of "maybe" and "perhaps" can be 2e-3 apart; padding moves logits by 5e-6.
     greedy = {"seed": 0, "max_new_tokens": 24, "temperature": 1e-5}
     together = sample_responses(model, tokenizer, prompts[:6], **greedy)
     assert together == sample_responses(model, tokenizer, prompts[:6], batch_size=1, **greedy)

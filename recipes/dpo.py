@@ -32,6 +32,7 @@ from rlhf_ext.arguments import (
 )
 from rlhf_ext.data import load_preference_splits, truncation_report
 from rlhf_ext.data_checks import DataError, check_lengths
+from rlhf_ext.demo.callback import GoldScoreCallback
 from rlhf_ext.plugins import PluginError
 from rlhf_ext.progress import show_short_progress
 from rlhf_ext.report import evaluate_before, print_before_and_after, save_training_figure
@@ -39,7 +40,10 @@ from rlhf_ext.report import evaluate_before, print_before_and_after, save_traini
 OUTPUT_DIR = "runs/dpo"
 # What fits the embedded model (2 million parameters, fully trained); other models get TRL's defaults.
 DEMO_DEFAULTS = {
-    "learning_rate": 5e-4,
+    "loss_type": ["sigmoid", "sft"],  # the second term keeps so small a model's answers fluent
+    "learning_rate": 1e-3,
+    "lr_scheduler_type": "cosine",
+    "warmup_steps": 5,
     "per_device_train_batch_size": 16,
     "per_device_eval_batch_size": 32,
     "num_train_epochs": 1.0,
@@ -52,6 +56,8 @@ METRICS = {
     "eval_loss": "loss",
     "eval_rewards/accuracies": "reward accuracy",
     "eval_rewards/margins": "reward margin",
+    "eval_gold/helpfulness": "answers: helpfulness, 1 to 5",
+    "eval_gold/safety": "answers: safety, 1 to 5",
     "eval_logps/chosen": "log-prob of chosen",
     "eval_logps/rejected": "log-prob of rejected",
 }
@@ -90,6 +96,9 @@ def main(script_args: RecipeArguments, training_args: DPOConfig, model_args: Mod
     if note := truncation_report(train_dataset, trainer.train_dataset, training_args.max_length):
         trainer.accelerator.print(note)
 
+    if script_args.dataset_name is None:
+        trainer.add_callback(GoldScoreCallback())
+
     before = evaluate_before(trainer)
     result = trainer.train(resume_from_checkpoint=training_args.resume_from_checkpoint)
     after = trainer.evaluate()
@@ -102,7 +111,8 @@ def main(script_args: RecipeArguments, training_args: DPOConfig, model_args: Mod
     if training_args.push_to_hub:
         trainer.push_to_hub(dataset_name=source)
     if trainer.is_world_process_zero():
-        save_training_figure(trainer.state.log_history, PANELS, f"{training_args.output_dir}/training.png")
+        figure = f"{training_args.output_dir}/training.png"
+        save_training_figure(trainer.state.log_history, before, PANELS, figure)
         print_before_and_after(
             before, after, METRICS, title=f"Held-out pairs of {script_args.eval_dataset_name or source}"
         )

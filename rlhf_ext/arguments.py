@@ -116,7 +116,9 @@ def _names_model(args: Sequence[str]) -> bool:
         return True
     for flag, value in pairwise(args):
         if flag == "--config" and Path(value).is_file():
-            return "model_name_or_path:" in Path(value).read_text(encoding="utf-8")
+            # A comment may name the option too; whether the file is valid YAML is the parser's business.
+            lines = Path(value).read_text(encoding="utf-8").splitlines()
+            return any(line.startswith("model_name_or_path:") for line in lines)
     return False
 
 

@@ -38,12 +38,16 @@ def print_before_and_after(
 
 
 def save_training_figure(
-    log_history: Sequence[Mapping[str, Any]], panels: Mapping[str, Sequence[str]], path: str | Path
+    log_history: Sequence[Mapping[str, Any]],
+    before: Mapping[str, float],
+    panels: Mapping[str, Sequence[str]],
+    path: str | Path,
 ) -> None:
     """Save a PNG with one panel per title, each with the curves of its metrics over steps.
 
     Args:
         log_history: `trainer.state.log_history`. A metric logged as `eval_NAME` is drawn as dots beside `NAME`.
+        before: What `evaluate_before` returned: the dots at step 0, which the history does not have.
         panels: Panel titles, and the metrics each one shows.
         path: Where the PNG goes.
     """
@@ -52,11 +56,12 @@ def save_training_figure(
     matplotlib.use("Agg")  # no window, also where there is a screen
     from matplotlib import pyplot
 
+    start = {"step": 0} | {key.removesuffix("_before"): value for key, value in before.items()}
     figure, axes = pyplot.subplots(1, len(panels), figsize=(4 * len(panels), 3.2), layout="constrained", squeeze=False)
     for axis, (title, metrics) in zip(axes[0], panels.items(), strict=True):
         for number, metric in enumerate(metrics):
             for name, style, label in ((metric, "-", metric), (f"eval_{metric}", "o", f"{metric} (held out)")):
-                points = [(entry["step"], entry[name]) for entry in log_history if name in entry]
+                points = [(entry["step"], entry[name]) for entry in (start, *log_history) if name in entry]
                 if points:
                     axis.plot(*zip(*points, strict=True), style, color=f"C{number}", label=label)
         axis.set(title=title, xlabel="step")

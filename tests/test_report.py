@@ -40,8 +40,8 @@ def test_table_shows_both_sides_and_skips_what_is_missing(capsys):
 def test_figure_draws_every_curve(tmp_path):
     history = [{"step": 1, "loss": 1.0}, {"step": 2, "loss": 0.5}, {"step": 2, "eval_loss": 0.7}]
     empty, full = tmp_path / "empty.png", tmp_path / "full.png"
-    save_training_figure(history, {"loss": ["loss"]}, full)
-    save_training_figure([], {"loss": ["loss"]}, empty)
+    save_training_figure(history, {"eval_loss_before": 1.2}, {"loss": ["loss"]}, full)
+    save_training_figure([], {}, {"loss": ["loss"]}, empty)
     drawn, blank = image.imread(full), image.imread(empty)
     assert drawn.shape == blank.shape
     assert (drawn != blank).any(axis=-1).sum() > 500  # pixels of a line and a dot

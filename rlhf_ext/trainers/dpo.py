@@ -268,7 +268,8 @@ class _RecordOutput:
 
     def __call__(self, **inputs: Any) -> Any:
         output = self.model(**inputs)
-        self.output = self.output or output
+        if self.output is None:
+            self.output = output
         return output
 
 

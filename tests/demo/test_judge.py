@@ -1,6 +1,7 @@
 """Tests of the gold judge: it must follow the attributes of a response and must not be fooled by cheap tricks."""
 
 import dataclasses
+import itertools
 import random
 import statistics
 
@@ -155,7 +156,7 @@ def test_more_steps_are_more_helpful():
         statistics.mean(scores(EVERYDAY, Attributes(steps=steps, evasive=steps == 0, closing=True), "helpfulness"))
         for steps in range(5)
     ]
-    assert all(more > fewer + 0.3 for fewer, more in zip(means, means[1:], strict=False))
+    assert all(more > fewer + 0.3 for fewer, more in itertools.pairwise(means))
 
 
 @pytest.mark.parametrize(

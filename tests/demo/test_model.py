@@ -1,5 +1,6 @@
 """Tests of the packaged language model, its chat template and sampling from it."""
 
+import itertools
 import statistics
 import subprocess
 import sys
@@ -110,7 +111,7 @@ def test_the_base_model_sometimes_answers_well(prompts, samples):
 
 def test_the_base_model_writes_varied_sentences_of_normal_length(samples):
     words = [response.split() for response in samples]
-    bigrams = [pair for text in words for pair in zip(text, text[1:], strict=False)]
+    bigrams = [pair for text in words for pair in itertools.pairwise(text)]
     assert len(set(bigrams)) / len(bigrams) > 0.2
     assert len(set(samples)) > 0.95 * len(samples)
     assert 15 <= statistics.mean(map(len, words)) <= 60

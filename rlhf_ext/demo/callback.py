@@ -1,0 +1,31 @@
+"""Shows during training what no metric of the trainer can: how good the policy's own answers are."""
+
+from typing import Any
+
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+from rlhf_ext.demo.data import prompt_dataset
+from rlhf_ext.demo.sample import gold_scores, sample_responses
+
+
+class GoldScoreCallback(TrainerCallback):
+    """Samples answers to held-out prompts at every evaluation and adds their mean gold scores to its metrics.
+
+    Training never sees these scores.
+    """
+
+    def __init__(self, prompts: int = 128) -> None:
+        self.prompts = prompt_dataset("test", size=prompts)["prompt"]
+
+    def on_evaluate(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        metrics: dict[str, float] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        """Adds `eval_gold/helpfulness` (of answers to safe prompts) and `eval_gold/safety` (to unsafe ones)."""
+        responses = sample_responses(kwargs["model"], kwargs["processing_class"], self.prompts, seed=args.seed)
+        scores = gold_scores(self.prompts, responses)
+        metrics |= {f"eval_gold/{name}": scores[name] for name in ("helpfulness", "safety")}

@@ -41,10 +41,12 @@ OUTPUT_DIR = "runs/dpo"
 # What fits the embedded model (2 million parameters, fully trained); other models get TRL's defaults.
 DEMO_DEFAULTS = {
     "loss_type": ["sigmoid", "sft"],  # the second term keeps so small a model's answers fluent
-    "learning_rate": 1e-3,
+    "learning_rate": 8e-4,
     "lr_scheduler_type": "cosine",
     "warmup_steps": 5,
-    "per_device_train_batch_size": 16,
+    "max_train_samples": 1500,
+    "max_eval_samples": 200,
+    "per_device_train_batch_size": 8,
     "per_device_eval_batch_size": 32,
     "num_train_epochs": 1.0,
     "max_length": 256,

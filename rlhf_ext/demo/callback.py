@@ -26,6 +26,7 @@ class GoldScoreCallback(TrainerCallback):
         **kwargs: Any,
     ) -> None:
         """Adds `eval_gold/helpfulness` (of answers to safe prompts) and `eval_gold/safety` (to unsafe ones)."""
-        responses = sample_responses(kwargs["model"], kwargs["processing_class"], self.prompts, seed=args.seed)
+        model, tokenizer = kwargs["model"], kwargs["processing_class"]
+        responses = sample_responses(model, tokenizer, self.prompts, seed=args.seed, batch_size=len(self.prompts))
         scores = gold_scores(self.prompts, responses)
         metrics |= {f"eval_gold/{name}": scores[name] for name in ("helpfulness", "safety")}

@@ -30,12 +30,12 @@ from rlhf_ext.arguments import (
     one_line_errors,
     parse_arguments,
 )
-from rlhf_ext.data import load_preference_splits, truncation_report
+from rlhf_ext.data import is_local, load_preference_splits, truncation_report
 from rlhf_ext.data_checks import DataError, check_lengths
 from rlhf_ext.demo.callback import GoldScoreCallback
 from rlhf_ext.plugins import PluginError
 from rlhf_ext.progress import show_short_progress
-from rlhf_ext.report import evaluate_before, print_before_and_after, save_training_figure
+from rlhf_ext.report import before_and_after, evaluate_before, print_table, save_model_card, save_training_figure
 
 OUTPUT_DIR = "runs/dpo"
 # What fits the embedded model (2 million parameters, fully trained); other models get TRL's defaults.
@@ -47,7 +47,7 @@ DEMO_DEFAULTS = {
     "max_train_samples": 1500,
     "max_eval_samples": 200,
     "per_device_train_batch_size": 8,
-    "per_device_eval_batch_size": 32,
+    "per_device_eval_batch_size": 40,
     "num_train_epochs": 1.0,
     "max_length": 256,
     "bf16": False,
@@ -109,15 +109,15 @@ def main(script_args: RecipeArguments, training_args: DPOConfig, model_args: Mod
     trainer.save_metrics("train", result.metrics)
     trainer.save_metrics("eval", before | after)
     trainer.save_state()
-    trainer.create_model_card(dataset_name=source)
+    rows = before_and_after(before, after, METRICS)
+    hub_dataset = None if script_args.dataset_name is None or is_local(source) else source
+    save_model_card(trainer, hub_dataset, rows)
     if training_args.push_to_hub:
-        trainer.push_to_hub(dataset_name=source)
+        trainer.push_to_hub(dataset_name=hub_dataset)
     if trainer.is_world_process_zero():
         figure = f"{training_args.output_dir}/training.png"
         save_training_figure(trainer.state.log_history, before, PANELS, figure)
-        print_before_and_after(
-            before, after, METRICS, title=f"Held-out pairs of {script_args.eval_dataset_name or source}"
-        )
+        print_table(f"Held-out pairs of {script_args.eval_dataset_name or source}", rows)
         print(f"Model, all_results.json, training.png and model card: {training_args.output_dir}")
     # Together: a process that leaves while another still saves would keep that one waiting for it at exit.
     trainer.accelerator.wait_for_everyone()

@@ -69,7 +69,7 @@ def load_preference_dataset(
     Raises:
         DataError: Naming the file or split, the row, the column and the fix.
     """
-    if Path(name).suffix in READERS:
+    if is_local(name):
         if streaming:
             raise DataError("dataset_streaming has no effect on a local file.", "Drop the option.", source=name)
         return DatasetDict(train=_load_file(name, extra_columns))
@@ -82,6 +82,11 @@ def load_preference_dataset(
         rows = enumerate(islice(dataset, STREAMED_ROWS_CHECKED) if streaming else dataset, start=1)
         check_preference_rows(rows, extra_columns, source=f"{name}, split {split}")
     return splits
+
+
+def is_local(name: str) -> bool:
+    """Whether `name` names a local file by its ending, rather than a dataset on the Hub."""
+    return Path(name).suffix in READERS
 
 
 def _load_file(name: str, extra_columns: Sequence[str]) -> Dataset:

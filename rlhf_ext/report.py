@@ -24,16 +24,21 @@ def evaluate_before(trainer: Trainer) -> dict[str, float]:
     return {f"{key}_before": value for key, value in quality.items() if key != "epoch"}
 
 
-def print_before_and_after(
-    before: Mapping[str, float], after: Mapping[str, float], names: Mapping[str, str], *, title: str
-) -> None:
-    """Print a table of the metrics in `names` (metric: what it is called), where both sides have them."""
+def before_and_after(
+    before: Mapping[str, float], after: Mapping[str, float], names: Mapping[str, str]
+) -> list[tuple[str, str, str]]:
+    """Return label, value before and value after of each metric in `names` (metric: label) that both sides have."""
+    common = [metric for metric in names if metric in after and f"{metric}_before" in before]
+    return [(names[metric], f"{before[f'{metric}_before']:.3f}", f"{after[metric]:.3f}") for metric in common]
+
+
+def print_table(title: str, rows: Sequence[tuple[str, str, str]]) -> None:
+    """Print the rows of `before_and_after` on the console."""
     table = Table(title=title, title_justify="left")
     for heading in ("", "before", "after"):
         table.add_column(heading, justify="right" if heading else "left")
-    for metric, label in names.items():
-        if metric in after and f"{metric}_before" in before:
-            table.add_row(label, f"{before[f'{metric}_before']:.3f}", f"{after[metric]:.3f}")
+    for row in rows:
+        table.add_row(*row)
     Console().print(table)
 
 
@@ -57,16 +62,39 @@ def save_training_figure(
     from matplotlib import pyplot
 
     start = {"step": 0} | {key.removesuffix("_before"): value for key, value in before.items()}
-    figure, axes = pyplot.subplots(1, len(panels), figsize=(4 * len(panels), 3.2), layout="constrained", squeeze=False)
+    figure, axes = pyplot.subplots(1, len(panels), figsize=(4 * len(panels), 3.4), layout="constrained", squeeze=False)
     for axis, (title, metrics) in zip(axes[0], panels.items(), strict=True):
         for number, metric in enumerate(metrics):
-            for name, style, label in ((metric, "-", metric), (f"eval_{metric}", "o", f"{metric} (held out)")):
+            for name, style, label in ((metric, "-", metric), (f"eval_{metric}", "o", None)):
                 points = [(entry["step"], entry[name]) for entry in (start, *log_history) if name in entry]
                 if points:
                     axis.plot(*zip(*points, strict=True), style, color=f"C{number}", label=label)
         axis.set(title=title, xlabel="step")
         axis.grid(alpha=0.3)
-        if axis.lines:
+        if len(metrics) > 1 and axis.lines:
             axis.legend(fontsize="small")
+    figure.suptitle("lines: training batches, dots: held-out pairs", fontsize="small")
     figure.savefig(path, dpi=150)
     pyplot.close(figure)
+
+
+def save_model_card(trainer: Trainer, dataset_name: str | None, rows: Sequence[tuple[str, str, str]]) -> None:
+    """Save TRL's model card with the results added, and with local models and files named as what they are.
+
+    Args:
+        trainer: A TRL trainer.
+        dataset_name: The dataset's name on the Hub, if it is there.
+        rows: Label, value before and value after, as `before_and_after` returns them.
+    """
+    trainer.create_model_card(model_name=Path(trainer.args.output_dir).name, dataset_name=dataset_name)
+    if not trainer.is_world_process_zero():
+        return
+    path = Path(trainer.args.output_dir) / "README.md"
+    # TRL writes a link to "None" where the base model is a local folder.
+    text = path.read_text(encoding="utf-8").replace(
+        "[None](https://huggingface.co/None)", f"`{Path(trainer.model.config._name_or_path).name}`, a local model"
+    )
+    text = text.replace('model="None"', f'model="{trainer.args.output_dir}"')
+    table = ["| held-out pairs | before | after |", "|---|---|---|", *(f"| {' | '.join(row)} |" for row in rows)]
+    results = "\n".join(["## Results", "", *table, "", "## Training procedure"])
+    path.write_text(text.replace("## Training procedure", results, 1), encoding="utf-8")

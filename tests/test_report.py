@@ -5,7 +5,7 @@ from types import SimpleNamespace
 import pytest
 from matplotlib import image
 
-from rlhf_ext.report import evaluate_before, print_before_and_after, save_training_figure
+from rlhf_ext.report import before_and_after, evaluate_before, print_table, save_training_figure
 
 
 def fake_trainer(**metrics):
@@ -30,11 +30,11 @@ def test_an_accuracy_that_is_no_tie_stays(accuracy, margin):
 def test_table_shows_both_sides_and_skips_what_is_missing(capsys):
     before = {"eval_loss_before": 0.6931, "eval_entropy_before": 1.0}
     after = {"eval_loss": 0.5, "eval_margin": 1.0}
-    names = {"eval_loss": "loss", "eval_entropy": "entropy", "eval_margin": "margin"}
-    print_before_and_after(before, after, names, title="held out")
+    rows = before_and_after(before, after, {"eval_loss": "loss", "eval_entropy": "entropy", "eval_margin": "margin"})
+    assert rows == [("loss", "0.693", "0.500")]
+    print_table("held out", rows)
     shown = capsys.readouterr().out
-    assert "0.693" in shown and "0.500" in shown
-    assert "entropy" not in shown and "margin" not in shown
+    assert all(cell in shown for cell in rows[0])
 
 
 def test_figure_draws_every_curve(tmp_path):

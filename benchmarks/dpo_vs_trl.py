@@ -10,8 +10,8 @@ a process of its own, since a peak belongs to a process. Run it with nothing els
 
 import argparse
 import json
+import os
 import platform
-import resource
 import statistics
 import subprocess
 import sys
@@ -37,6 +37,10 @@ SIDES = {
     "rlhf_ext": (rlhf_ext.DPOTrainer, rlhf_ext.DPOConfig, "rlhf_ext.losses.dpo:sigmoid"),
     "trl": (trl.DPOTrainer, trl.DPOConfig, "sigmoid"),
 }
+
+# Every tensor gets pages of its own and gives them back when it is freed, so that the peak is that of live tensors.
+# By default glibc keeps and fragments freed blocks, and the peak varies by several percent from run to run.
+EXACT_MEMORY = {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_MMAP_MAX_": "1000000"}
 
 
 def make_trainer(side: str, folder: str, batch_size: int) -> trl.DPOTrainer:
@@ -103,22 +107,28 @@ def measure_time(folder: str, pairs: int, batch_size: int) -> dict[str, list[flo
     return seconds
 
 
+def peak_memory() -> float:
+    """Peak resident memory of this process in MiB; `getrusage` would report the parent's, if that was higher."""
+    status = Path("/proc/self/status").read_text()
+    return int(status.partition("VmHWM:")[2].split()[0]) / 1024
+
+
 def measure_memory(side: str, folder: str, batch_size: int) -> float:
     """Peak resident memory of three steps, in MiB, minus that after the imports."""
-    imports = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    imports = peak_memory()
     trainer = make_trainer(side, folder, batch_size)
     batch, optimizer = prepare(trainer)
     for _ in range(3):
         step(trainer, batch, optimizer)
-    return (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - imports) / 1024
+    return peak_memory() - imports
 
 
 def main() -> None:
     """Run both measurements and print JSON."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--pairs", type=int, default=20, help="timed steps of each side")
+    parser.add_argument("--pairs", type=int, default=12, help="timed steps of each side")
     parser.add_argument("--memory_runs", type=int, default=3)
-    parser.add_argument("--batch_size", type=int, default=8)
+    parser.add_argument("--batch_size", type=int, default=4)
     parser.add_argument("--memory_of", choices=SIDES, help=argparse.SUPPRESS)
     parser.add_argument("--folder", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
@@ -132,7 +142,8 @@ def main() -> None:
             for name in SIDES:
                 command = [sys.executable, __file__, "--memory_of", name, "--folder", folder]
                 command += ["--batch_size", str(arguments.batch_size)]
-                done = subprocess.run(command, check=True, capture_output=True, text=True)
+                environment = {**os.environ, **EXACT_MEMORY}
+                done = subprocess.run(command, check=True, capture_output=True, text=True, env=environment)
                 memory[name].append(float(done.stdout.split()[-1]))
     result = {"machine": platform.processor() or platform.machine(), "threads": torch.get_num_threads()}
     result |= {"torch": torch.__version__, "transformers": transformers.__version__, "trl": trl.__version__}

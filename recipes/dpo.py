@@ -78,7 +78,9 @@ def main(script_args: RecipeArguments, training_args: DPOConfig, model_args: Mod
         script_args, extra_columns=training_args.extra_columns, seed=training_args.seed
     )
     tokenizer = load_tokenizer(model_args, trust_remote_code=training_args.trust_remote_code)
-    check_lengths(train_dataset, tokenizer, training_args.max_length, source=source)
+    if training_args.truncation_mode == "keep_start":  # under which TRL drops rows whose prompt fills max_length
+        check_lengths(train_dataset, tokenizer, training_args.max_length, source=source)
+        check_lengths(eval_dataset, tokenizer, training_args.max_length, source=script_args.eval_dataset_name or source)
     training_args.model_init_kwargs = {
         "revision": model_args.model_revision,
         "attn_implementation": model_args.attn_implementation,
@@ -101,7 +103,8 @@ def main(script_args: RecipeArguments, training_args: DPOConfig, model_args: Mod
     if script_args.dataset_name is None:
         trainer.add_callback(GoldScoreCallback())
 
-    before = evaluate_before(trainer)
+    # DeepSpeed makes its engine when training starts, and cannot evaluate before.
+    before = {} if trainer.is_deepspeed_enabled else evaluate_before(trainer)
     result = trainer.train(resume_from_checkpoint=training_args.resume_from_checkpoint)
     after = trainer.evaluate()
 

@@ -3,16 +3,18 @@
 import difflib
 import importlib.util
 import os
+import re
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from itertools import pairwise
 from pathlib import Path
 from typing import Any, NoReturn
 
 import torch
 import yaml
+from accelerate import PartialState
+from accelerate.utils import broadcast_object_list
 from transformers import AutoTokenizer, PreTrainedTokenizerBase, TrainingArguments
 from trl import ModelConfig, ScriptArguments, TrlParser
 
@@ -20,6 +22,7 @@ from . import demo
 from .plugins import PluginError
 
 DEMO = "the embedded demo"
+CHECKPOINT = re.compile(r"checkpoint-\d+")
 
 
 class ArgumentError(ValueError):
@@ -84,15 +87,26 @@ def parse_arguments(
         ArgumentError: An unknown option or key, a value of the wrong type, or an option that cannot work here.
     """
     args = list(sys.argv[1:] if args is None else args)
-    parser = RecipeParser(dataclass_types, allow_abbrev=False)
     # TRL trains in bf16 by default, which needs to be told that a machine without accelerator is meant.
     defaults = {"output_dir": output_dir, "use_cpu": not torch.accelerator.is_available()}
     defaults["ddp_find_unused_parameters"] = False  # every parameter is used here, and looking for others warns
-    if not _names_model(args):
-        defaults |= {"model_name_or_path": demo.model_path(), **demo_defaults}
+    parsed = _parse(dataclass_types, defaults, args)
+    if any(isinstance(part, ModelConfig) and part.model_name_or_path is None for part in parsed):
+        demo_model = {"model_name_or_path": demo.model_path(), **demo_defaults}
+        parsed = _parse(dataclass_types, defaults | demo_model, args)
+    for arguments in parsed:
+        if isinstance(arguments, ModelConfig):
+            _check_model_config(arguments)
+    return parsed
+
+
+def _parse(dataclass_types: Sequence[type], defaults: Mapping[str, Any], args: Sequence[str]) -> tuple[Any, ...]:
+    parser = RecipeParser(dataclass_types, allow_abbrev=False)
     parser.set_defaults_with_config(**defaults)
+    if args and args[-1] == "--config":
+        raise ArgumentError("--config: expected the path of a YAML file.")
     try:
-        parsed = parser.parse_args_and_config(args, return_remaining_strings=True)
+        *parsed, unknown = parser.parse_args_and_config(args, return_remaining_strings=True)
     except OSError as error:
         raise ArgumentError(f"--config: {error}.") from error
     except yaml.YAMLError as error:
@@ -101,25 +115,10 @@ def parse_arguments(
         raise
     except ValueError as error:  # how the configurations of TRL and Transformers refuse a value
         raise ArgumentError(" ".join(str(error).split())) from error
-    *parsed, unknown = parsed
     if unknown:
         known = [option for action in parser._actions for option in action.option_strings]
-        raise ArgumentError(f"there is no option {unknown[0]!r}.{_suggest(unknown[0], known)}")
-    for arguments in parsed:
-        if isinstance(arguments, ModelConfig):
-            _check_model_config(arguments)
+        raise ArgumentError(f"there is no option {unknown[0]!r}.{_suggest(unknown[0], [*known, '--config FILE'])}")
     return tuple(parsed)
-
-
-def _names_model(args: Sequence[str]) -> bool:
-    if any(arg.split("=")[0] == "--model_name_or_path" for arg in args):
-        return True
-    for flag, value in pairwise(args):
-        if flag == "--config" and Path(value).is_file():
-            # A comment may name the option too; whether the file is valid YAML is the parser's business.
-            lines = Path(value).read_text(encoding="utf-8").splitlines()
-            return any(line.startswith("model_name_or_path:") for line in lines)
-    return False
 
 
 def _suggest(name: str, known: Sequence[str]) -> str:
@@ -150,39 +149,60 @@ def check_output_dir(training_args: TrainingArguments, default: str) -> None:
     Raises:
         ArgumentError: The folder holds a run and no checkpoint of it is to be resumed, or there is none to resume.
     """
-    from accelerate.utils import broadcast_object_list
-
-    resume = training_args.resume_from_checkpoint
-    if resume is not None:
-        wanted = str(resume)
-        folder = last_complete_checkpoint(training_args.output_dir) if wanted.lower() == "true" else Path(wanted)
-        if folder is None or not _is_complete(folder):
-            raise ArgumentError(
-                f"--resume_from_checkpoint {wanted}: {folder or training_args.output_dir} holds no complete checkpoint."
-            )
-        training_args.resume_from_checkpoint = str(folder)
-        return
     # Every process must look before any of them writes, so the main one looks for all.
-    chosen = [_free_output_dir(training_args.output_dir, default)]
+    chosen = [None]
+    if PartialState().is_main_process:
+        resume = training_args.resume_from_checkpoint
+        try:
+            chosen = [_to_resume(training_args, default) if resume else _free_output_dir(training_args, default)]
+        except ArgumentError as error:
+            chosen = [error]
     broadcast_object_list(chosen)
-    if chosen[0] is None:
-        found = _run_in(Path(training_args.output_dir))
+    if isinstance(chosen[0], ArgumentError):
+        raise chosen[0]
+    training_args.output_dir, training_args.resume_from_checkpoint = chosen[0]
+
+
+def _to_resume(training_args: TrainingArguments, default: str) -> tuple[str, str]:
+    """Return the output folder and the checkpoint to go on from."""
+    output_dir, wanted = training_args.output_dir, str(training_args.resume_from_checkpoint)
+    if wanted.lower() == "true":
+        if output_dir == default:  # the default folder's latest number is the latest run
+            output_dir = _numbered(default)[-1]
+        folder = Path(output_dir)
+    else:
+        folder = Path(wanted)
+    checkpoint = folder if CHECKPOINT.fullmatch(folder.name) else last_complete_checkpoint(folder)
+    if checkpoint is None or not _is_complete(checkpoint):
+        raise ArgumentError(f"--resume_from_checkpoint {wanted}: there is no complete checkpoint in {folder}.")
+    if _run_in(Path(output_dir)) and checkpoint.resolve().parent != Path(output_dir).resolve():
         raise ArgumentError(
-            f"--output_dir {training_args.output_dir} holds another run ({found}). Continue it with "
-            "--resume_from_checkpoint true, or choose another folder."
+            f"--resume_from_checkpoint {wanted}: {checkpoint} is of another run than the one in --output_dir "
+            f"{output_dir}. Set --output_dir {checkpoint.parent} to go on there, or a new folder."
         )
-    training_args.output_dir = chosen[0]
+    return output_dir, str(checkpoint)
 
 
-def _free_output_dir(output_dir: str, default: str) -> str | None:
-    if not _run_in(Path(output_dir)):
-        return output_dir
-    if output_dir != default:
-        return None
-    number = 2
-    while _run_in(Path(f"{default}-{number}")):
-        number += 1
-    return f"{default}-{number}"
+def _free_output_dir(training_args: TrainingArguments, default: str) -> tuple[str, None]:
+    output_dir = training_args.output_dir
+    found = _run_in(Path(output_dir))
+    if found and output_dir != default:
+        raise ArgumentError(
+            f"--output_dir {output_dir} holds another run ({found}). Continue it with --resume_from_checkpoint true, "
+            "or choose another folder."
+        )
+    if found:
+        output_dir = f"{default}-{len(_numbered(default)) + 1}"
+        print(f"{default} holds another run; this one writes to {output_dir}.")
+    return output_dir, None
+
+
+def _numbered(default: str) -> list[str]:
+    """Return the default folder and those numbered after it that hold runs, in order."""
+    folders = [default]
+    while _run_in(Path(f"{default}-{len(folders) + 1}")):
+        folders.append(f"{default}-{len(folders) + 1}")
+    return folders
 
 
 def _run_in(folder: Path) -> str | None:
@@ -193,11 +213,11 @@ def _run_in(folder: Path) -> str | None:
     return None
 
 
-def last_complete_checkpoint(output_dir: str) -> Path | None:
+def last_complete_checkpoint(folder: Path) -> Path | None:
     """Return the newest checkpoint written to its end; a run killed while saving leaves a newer one that is not."""
-    checkpoints = sorted(Path(output_dir).glob("checkpoint-*"), key=lambda path: int(path.name.rpartition("-")[2]))
+    checkpoints = [path for path in folder.glob("checkpoint-*") if CHECKPOINT.fullmatch(path.name)]
     complete = [checkpoint for checkpoint in checkpoints if _is_complete(checkpoint)]
-    return complete[-1] if complete else None
+    return max(complete, key=lambda path: int(path.name.rpartition("-")[2]), default=None)
 
 
 def _is_complete(checkpoint: Path) -> bool:

@@ -2,19 +2,23 @@
 
 import csv
 import difflib
+import io
 import json
-from collections.abc import Callable, Iterator, Sequence
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
+import datasets
 import pyarrow.compute
 from datasets import Dataset, DatasetDict, IterableDataset, IterableDatasetDict, load_dataset
+from datasets.fingerprint import Hasher
 
 from .arguments import DEMO, RecipeArguments
 from .data_checks import STREAMED_ROWS_CHECKED, DataError, check_extra_columns, check_preference_rows
 
-PREFERENCE_COLUMNS = ("prompt", "chosen", "rejected", "tools", "chat_template_kwargs", "image", "images")
+PREFERENCE_COLUMNS = ("prompt", "chosen", "rejected", "tools", "image", "images")
 AnyDataset = Dataset | IterableDataset
 
 
@@ -29,21 +33,32 @@ def load_preference_splits(
     Raises:
         DataError: Anything that would make the run fail or go wrong later.
     """
-    name, test_split = script_args.dataset_name, script_args.dataset_test_split
+    name, train_split, test_split = (
+        script_args.dataset_name,
+        script_args.dataset_train_split,
+        script_args.dataset_test_split,
+    )
+    eval_name, streaming = script_args.eval_dataset_name, script_args.dataset_streaming
+    for option in ("max_train_samples", "max_eval_samples"):
+        if getattr(script_args, option) is not None and getattr(script_args, option) < 1:
+            raise DataError(f"--{option} must be at least 1.", "Drop it to use all rows.", source=name or DEMO)
     if name is None:
         from .demo.data import preference_dataset
 
         # Held-out labels are free of noise, so that accuracy measures what was learned and not the labels.
-        splits = {"train": preference_dataset("train"), test_split: preference_dataset("test", noise=False)}
-        check_extra_columns(splits["train"], extra_columns, source=DEMO)
+        splits = {train_split: preference_dataset("train"), test_split: preference_dataset("test", noise=False)}
+        check_extra_columns(splits[train_split], extra_columns, source=DEMO)
     else:
-        options = {"extra_columns": extra_columns, "streaming": script_args.dataset_streaming}
-        splits = load_preference_dataset(name, script_args.dataset_config, **options)
-    train = _take_split(splits, script_args.dataset_train_split if name else "train", name or DEMO)
-    if script_args.eval_dataset_name is not None:
-        eval_splits = load_preference_dataset(script_args.eval_dataset_name, **options)
-        split = test_split if test_split in eval_splits else "train"
-        held_out = _take_split(eval_splits, split, script_args.eval_dataset_name)
+        wanted = (train_split,) if eval_name else (train_split, test_split)
+        splits = load_preference_dataset(
+            name, script_args.dataset_config, splits=wanted, extra_columns=extra_columns, streaming=streaming
+        )
+    train = _take_split(splits, train_split, name)
+    if eval_name is not None:
+        eval_splits = load_preference_dataset(
+            eval_name, extra_columns=extra_columns, streaming=streaming and not is_local(eval_name)
+        )
+        held_out = _take_split(eval_splits, test_split if test_split in eval_splits else "train", eval_name)
     elif test_split in splits:
         held_out = splits[test_split]
     elif isinstance(train, IterableDataset):
@@ -55,7 +70,12 @@ def load_preference_splits(
 
 
 def load_preference_dataset(
-    name: str, config: str | None = None, *, extra_columns: Sequence[str] = (), streaming: bool = False
+    name: str,
+    config: str | None = None,
+    *,
+    splits: Sequence[str] | None = None,
+    extra_columns: Sequence[str] = (),
+    streaming: bool = False,
 ) -> DatasetDict | IterableDatasetDict:
     """Load preference data from a local file or the Hub, and check every row of it.
 
@@ -63,6 +83,7 @@ def load_preference_dataset(
         name: A local `.jsonl`, `.json`, `.csv` or `.parquet` file, which becomes the split `train`; or whatever
             `datasets.load_dataset` takes.
         config: The configuration's name, for `datasets.load_dataset`.
+        splits: The splits to check; all of them by default.
         extra_columns: Numeric columns to keep and check besides those of a preference dataset.
         streaming: As in `datasets.load_dataset`; only the first rows are checked then.
 
@@ -74,14 +95,16 @@ def load_preference_dataset(
             raise DataError("dataset_streaming has no effect on a local file.", "Drop the option.", source=name)
         return DatasetDict(train=_load_file(name, extra_columns))
     try:
-        splits = load_dataset(name, config, streaming=streaming)
+        loaded = load_dataset(name, config, streaming=streaming)
     except Exception as error:  # the Hub client's exceptions are many
         fix = f"Local files end in {', '.join(READERS)}; any other name is looked up on the Hub."
-        raise DataError(f"it cannot be loaded ({type(error).__name__}: {error}).", fix, source=name) from error
-    for split, dataset in splits.items():
-        rows = enumerate(islice(dataset, STREAMED_ROWS_CHECKED) if streaming else dataset, start=1)
-        check_preference_rows(rows, extra_columns, source=f"{name}, split {split}")
-    return splits
+        reason = " ".join(str(error).split())
+        raise DataError(f"it cannot be loaded ({type(error).__name__}: {reason}).", fix, source=name) from error
+    for split, dataset in loaded.items():
+        if splits is None or split in splits:
+            rows = enumerate(islice(dataset, STREAMED_ROWS_CHECKED) if streaming else dataset, start=1)
+            check_preference_rows(rows, extra_columns, source=f"{name}, split {split}")
+    return loaded
 
 
 def is_local(name: str) -> bool:
@@ -95,13 +118,39 @@ def _load_file(name: str, extra_columns: Sequence[str]) -> Dataset:
         rows = [(n, row | {c: _number_or_text(row[c]) for c in extra_columns if c in row}) for n, row in rows]
     check_preference_rows(rows, extra_columns, source=name)
     # Other columns may hold anything, mixed types too; training does not read them.
-    keep = {*PREFERENCE_COLUMNS, *extra_columns}
-    return Dataset.from_list([{key: row[key] for key in row if key in keep} for _, row in rows])
+    kept = [key for key in (*PREFERENCE_COLUMNS, *extra_columns) if any(key in row for _, row in rows)]
+    numbers = set(extra_columns)
+    table = {key: [float(row[key]) if key in numbers else row.get(key) for _, row in rows] for key in kept}
+    try:
+        return _on_disk(Dataset.from_dict(table))
+    except (pyarrow.ArrowException, TypeError) as error:
+        reason = " ".join(str(error).split())
+        fix = "Every column needs one type throughout."
+        raise DataError(f"its rows do not fit one table ({reason}).", fix, source=name) from error
 
 
-def _take_split(splits: DatasetDict | IterableDatasetDict, split: str, name: str) -> AnyDataset:
+def _on_disk(dataset: Dataset) -> Dataset:
+    """Move a dataset to the cache, where all processes and later runs share what is computed from it.
+
+    TRL keeps precomputed reference log-probabilities beside the dataset's file; without one, every process would look
+    for them in a place of its own.
+    """
+    folder = Path(datasets.config.HF_DATASETS_CACHE) / "rlhf_ext"
+    path = folder / f"{Hasher.hash(dataset.to_dict())}.parquet"
+    if not path.exists():
+        folder.mkdir(parents=True, exist_ok=True)
+        part = path.with_suffix(f".{os.getpid()}.part")
+        dataset.to_parquet(part)
+        part.replace(path)  # at once: another process may be reading
+    return Dataset.from_parquet(str(path))
+
+
+def _take_split(splits: Mapping[str, AnyDataset], split: str, name: str | None) -> AnyDataset:
     if split not in splits:
-        raise DataError(f"there is no split {split!r}.", f"It has: {', '.join(splits)}.", source=name)
+        raise DataError(f"there is no split {split!r}.", f"It has: {', '.join(splits)}.", source=name or DEMO)
+    if {"image", "images"} & set(splits[split].column_names or ()):
+        fix = "Use DPOTrainer from Python with a processor."
+        raise DataError("it holds images, and the recipes train on text.", fix, source=name or DEMO)
     return splits[split]
 
 
@@ -109,7 +158,8 @@ def _hold_out(train: Dataset, fraction: float, seed: int, *, source: str) -> tup
     if not 0 < fraction < 1 or len(train) < 2:
         fix = "It needs at least 2 rows and an --eval_fraction between 0 and 1, or an --eval_dataset_name."
         raise DataError(f"{fraction:g} of {len(train)} rows cannot be held out.", fix, source=source)
-    parts = train.train_test_split(test_size=max(1, round(fraction * len(train))), seed=seed)
+    rows = min(max(1, round(fraction * len(train))), len(train) - 1)
+    parts = train.train_test_split(test_size=rows, seed=seed)
     return parts["train"], parts["test"]
 
 
@@ -211,7 +261,8 @@ def _require_object(row: Any, path: Path, number: int) -> dict[str, Any]:
 
 
 def _read_csv(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
-    reader = csv.DictReader(_read_text(path).splitlines(keepends=True), strict=True)
+    csv.field_size_limit(2**31 - 1)  # 131,072 characters by default, less than a long conversation has
+    reader = csv.DictReader(io.StringIO(_read_text(path), newline=""), strict=True)
     for number, row in enumerate(reader, start=1):
         if None in row or None in row.values():
             fix = "Quote fields that hold commas or line breaks."

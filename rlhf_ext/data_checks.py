@@ -50,7 +50,7 @@ def check_preference_rows(
             if row.get(column) is None:
                 raise DataError("it is missing here.", "Every row needs it.", column=column, **place)
             if column in extra_columns:
-                _check_number(row[column], column, place)
+                check_number(row[column], column, place)
             else:
                 _check_text(row[column], conversational, column, place)
         _check_pair(row, place)
@@ -92,11 +92,14 @@ def _check_text(value: Any, conversational: bool, column: str, place: dict[str, 
     if not value:
         raise DataError("the list of messages is empty.", "Fill it or remove the row.", column=column, **place)
     for message in value:
-        if not isinstance(message, dict) or not isinstance(message.get("role"), str) or "content" not in message:
+        known = isinstance(message, dict) and isinstance(message.get("role"), str)
+        if not known or not ("content" in message or message.get("tool_calls")):
             fix = "A message is {'role': ..., 'content': ...}."
             raise DataError(f"{message!r} is not a message.", fix, column=column, **place)
-        content = message["content"]
-        if isinstance(content, str) and not content.strip() and not message.get("tool_calls"):
+        content = message.get("content")
+        # System prompts and tool results may be empty, and so may an assistant's turn that calls a tool.
+        must_say = message["role"] in ("user", "assistant") and not message.get("tool_calls")
+        if must_say and (not content or (isinstance(content, str) and not content.strip())):
             raise DataError("a message is empty.", "Fill it or remove the row.", column=column, **place)
     if column != "prompt" and value[-1]["role"] != "assistant":
         fix = "The completion's last message must be the assistant's."
@@ -133,19 +136,24 @@ def check_extra_columns(dataset: Dataset | IterableDataset, columns: Sequence[st
     rows = islice(dataset, STREAMED_ROWS_CHECKED) if streamed else dataset.select_columns(list(columns))
     for number, row in enumerate(rows, start=1):
         for column in columns:
-            _check_number(row[column], column, {"source": source, "row": number})
+            check_number(row[column], column, {"source": source, "row": number})
 
 
-def _check_number(value: Any, column: str, place: dict[str, Any]) -> None:
-    if not isinstance(value, int | float) or not math.isfinite(value):
-        problem = "it is missing here." if value in (None, "") else f"{value!r} is not a finite number."
+def check_number(value: Any, column: str, place: dict[str, Any]) -> None:
+    """Check that a value, of Python, NumPy or PyTorch, is one finite number."""
+    try:
+        finite = not isinstance(value, str | bytes) and math.isfinite(float(value))
+    except (TypeError, ValueError, OverflowError, RuntimeError):
+        finite = False
+    if not finite:
+        problem = "it is missing here." if value is None or value == "" else f"{value!r} is not a finite number."
         raise DataError(problem, "Extra columns hold one finite number a row.", column=column, **place)
 
 
 def check_lengths(
     dataset: Dataset | IterableDataset, tokenizer: PreTrainedTokenizerBase, max_length: int | None, *, source: str
 ) -> None:
-    """Check that at least one prompt leaves room for a completion within `max_length` tokens.
+    """Check that at least one prompt leaves room for a completion within `max_length` tokens (None: no limit).
 
     TRL drops rows whose prompt alone fills `max_length`, and fails obscurely when none is left. One row that fits is
     enough, so this usually tokenizes a single prompt.

@@ -200,7 +200,7 @@ def _import_file(kind: str, source: str) -> Any:
     sys.modules[name] = module
     try:
         spec.loader.exec_module(module)
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         del sys.modules[name]
         raise PluginError(f"{kind} file {source!r} cannot be imported: {error!r}.") from error
     return module
@@ -225,8 +225,10 @@ def _check_signature(kind: str, ref: str, function: Any, kwargs: Mapping[str, An
             f"It takes: {', '.join(sorted(own)) or 'none of its own'}."
         )
     if kwargs is None:
-        open_keywords = [p.name for p in signature.parameters.values() if p.kind is p.KEYWORD_ONLY]
-        given = dict.fromkeys(set(open_keywords) - set(spec.keywords))
+        named = [p for p in signature.parameters.values() if p.kind in (p.KEYWORD_ONLY, p.POSITIONAL_OR_KEYWORD)]
+        leading = len(spec.positional)  # these are passed by position
+        own = [p.name for i, p in enumerate(named) if i >= leading or p.kind is p.KEYWORD_ONLY]
+        given = dict.fromkeys(set(own) - set(spec.keywords))
     try:
         signature.bind(*spec.positional, **dict.fromkeys(spec.keywords), **given)
     except TypeError as error:

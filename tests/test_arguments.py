@@ -33,7 +33,8 @@ def test_defaults_of_the_demo_hold_only_for_the_demo_model(tmp_path):
     for args in (
         ["--model_name_or_path", "mine"],
         ["--model_name_or_path=mine"],
-        ["--config", write_config(tmp_path, "model_name_or_path: mine")],
+        ["--model-name-or-path", "mine"],
+        ["--config", write_config(tmp_path, "{'model_name_or_path' : mine}")],
     ):
         _, training, model = parse(*args)
         assert (training.learning_rate, model.model_name_or_path) == (DPOConfig.learning_rate, "mine")
@@ -58,11 +59,12 @@ def test_losses_and_keywords_on_the_command_line():
     [
         (["--lerning_rate", 1], r"no option '--lerning_rate'. Did you mean '--learning_rate'\?"),
         (["--learning_rate", "fast"], "--learning_rate.*: invalid float value: 'fast'"),
+        (["--config"], "--config: expected the path"),
         (["--config", "/no/such.yaml"], "--config: .*No such file"),
         (["--load_in_8bit"], "--load_in_8bit freezes the model.*add --use_peft"),
         (["--load_in_4bit"], "--load_in_4bit freezes the model.*add --use_peft"),
         (["--loss_type", "simpo", "--loss_kwargs", "gamma=1"], "loss_kwargs='gamma=1' is not a JSON object"),
-        (["--loss_type", "simpo", "--loss_kwargs", "{1}"], "loss_kwargs='{1}' is not a JSON object"),
+        (["--loss_type", "simpo", "--loss_kwargs", "{1}"], r"loss_kwargs='\{1\}' is not a JSON object"),
         (["--label_smoothing", 0.1], "label_smoothing=0.1 has no effect"),
         (["--lora_r", 8], "--lora_r has no effect without --use_peft"),
     ],
@@ -166,6 +168,7 @@ def test_resume_takes_the_last_checkpoint_that_is_complete(tmp_path):
     make_checkpoint(tmp_path, 9)
     make_checkpoint(tmp_path, 10)
     make_checkpoint(tmp_path, 20, complete=False)
+    (tmp_path / "checkpoint-best").mkdir()
     args = training_args(tmp_path, resume="true")
     check_output_dir(args, default="runs/test")
     assert args.resume_from_checkpoint == str(tmp_path / "checkpoint-10")
@@ -174,5 +177,31 @@ def test_resume_takes_the_last_checkpoint_that_is_complete(tmp_path):
 @pytest.mark.parametrize("resume", ["true", "{folder}/checkpoint-20", "{folder}/checkpoint-99"])
 def test_resume_without_a_complete_checkpoint(resume, tmp_path):
     make_checkpoint(tmp_path, 20, complete=False)
-    with pytest.raises(ArgumentError, match="holds no complete checkpoint"):
+    with pytest.raises(ArgumentError, match="there is no complete checkpoint in"):
         check_output_dir(training_args(tmp_path, resume=resume.format(folder=tmp_path)), default="runs/test")
+
+
+def test_resume_takes_a_run_folder_too(tmp_path):
+    make_checkpoint(tmp_path, 9)
+    (tmp_path / "trainer_state.json").touch()  # which a finished run leaves beside its checkpoints
+    args = training_args(tmp_path, resume=str(tmp_path))
+    check_output_dir(args, default="runs/test")
+    assert args.resume_from_checkpoint == str(tmp_path / "checkpoint-9")
+
+
+def test_resume_in_the_default_folder_goes_on_with_the_latest_run(tmp_path):
+    make_checkpoint(tmp_path / "run", 9)
+    make_checkpoint(tmp_path / "run-2", 3)
+    args = training_args(tmp_path / "run", resume="true")
+    check_output_dir(args, default=str(tmp_path / "run"))
+    assert args.output_dir == str(tmp_path / "run-2")
+    assert args.resume_from_checkpoint == str(tmp_path / "run-2" / "checkpoint-3")
+
+
+def test_resume_does_not_write_over_another_run(tmp_path):
+    make_checkpoint(tmp_path / "mine", 9)
+    make_checkpoint(tmp_path / "other", 9)
+    with pytest.raises(ArgumentError, match="is of another run than the one in --output_dir"):
+        check_output_dir(
+            training_args(tmp_path / "other", resume=str(tmp_path / "mine/checkpoint-9")), default="runs/x"
+        )

@@ -71,6 +71,42 @@ def test_unused_columns_may_hold_anything(tmp_path):
     assert load_preference_dataset(path)["train"].column_names == ["prompt", "chosen", "rejected"]
 
 
+def test_columns_that_only_later_rows_have_are_kept(tmp_path):
+    path = write(tmp_path, [GOOD, GOOD | {"tools": "[]"}])
+    assert load_preference_dataset(path)["train"]["tools"] == [None, "[]"]
+
+
+def test_numbers_of_different_types_become_one(tmp_path):
+    path = write(tmp_path, [GOOD | {"margin": True}, GOOD | {"margin": 10**20}, GOOD])
+    assert load_preference_dataset(path, extra_columns=["margin"])["train"]["margin"] == [1.0, 1e20, 1.5]
+
+
+def test_columns_that_fit_no_table(tmp_path):
+    assert "do not fit one table" in refusal(write(tmp_path, [GOOD | {"tools": "[]"}, GOOD | {"tools": [1]}]))
+
+
+def test_a_file_is_cached_on_disk_so_that_processes_share_what_is_computed_from_it(tmp_path):
+    path = write(tmp_path, [GOOD])
+    first, second = (load_preference_dataset(path)["train"] for _ in range(2))
+    assert first.cache_files == second.cache_files != []
+
+
+def test_legitimate_chats_are_accepted(tmp_path):
+    call = {"role": "assistant", "tool_calls": [{"type": "function", "function": {"name": "f", "arguments": "{}"}}]}
+    prompt = [message("system", ""), message("user", "Hi"), call, message("tool", "")]
+    load_preference_dataset(write(tmp_path, [CHAT | {"prompt": prompt}]))
+
+
+def test_long_and_strange_csv_cells(tmp_path):
+    path = write(tmp_path, ["prompt,chosen,rejected", f"a\u2028b,{'c' * 200_000},d"], "pairs.csv")
+    assert load_preference_dataset(path)["train"]["prompt"] == ["a\u2028b"]
+
+
+def test_images_are_refused(tmp_path):
+    with pytest.raises(DataError, match="the recipes train on text"):
+        splits(write(tmp_path, [GOOD | {"image": "a.png"}] * 3))
+
+
 def test_blank_lines_and_a_byte_order_mark_are_no_rows(tmp_path):
     path = write(tmp_path, ["\ufeff" + json.dumps(GOOD), "", "  ", json.dumps(GOOD), ""])
     assert len(load_preference_dataset(path)["train"]) == 2
@@ -249,6 +285,14 @@ def test_evaluation_file_and_sample_limits(tmp_path):
     assert "Use pot 50." in held_out["chosen"]
 
 
+def test_evaluation_file_with_the_demo(tmp_path):
+    assert len(splits(None, eval_dataset_name=write(tmp_path, rows(4)))[1]) == 4
+
+
+def test_at_least_one_row_is_left_to_train_on(tmp_path):
+    assert [len(part) for part in splits(write(tmp_path, rows(3)), eval_fraction=0.9)] == [1, 2]
+
+
 def test_demo_without_a_name_is_evaluated_without_label_noise():
     train, held_out = splits(None)
     assert min(train["gold_margin"]) < 0 < min(held_out["gold_margin"])
@@ -259,6 +303,7 @@ def test_demo_without_a_name_is_evaluated_without_label_noise():
     [
         ({"dataset_train_split": "training"}, "there is no split 'training'. It has: train"),
         ({"eval_fraction": 0.0}, "0 of 20 rows cannot be held out"),
+        ({"max_train_samples": 0}, "--max_train_samples must be at least 1"),
         ({"dataset_streaming": True}, "dataset_streaming has no effect on a local file"),
     ],
 )

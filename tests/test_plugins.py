@@ -180,7 +180,6 @@ def test_not_a_function(loss_file):
     "bad",
     [
         lambda batch: batch,
-        lambda chosen, rejected, *, beta: chosen,
         lambda *, beta: beta,
         lambda: None,
     ],
@@ -196,6 +195,7 @@ def test_wrong_signature(bad):
         lambda batch, beta: batch,
         lambda batch, *, beta, **kwargs: batch,
         lambda b, *, beta, scale: b,
+        lambda batch, beta, scale: batch,
         lambda *args, **kwargs: args,
     ],
 )
@@ -207,6 +207,12 @@ def test_keyword_it_does_not_take():
     register("dpo_loss", "mine")(loss)
     with pytest.raises(PluginError, match=r"'mine' does not take the keyword 'sclae'. It takes: scale"):
         get_plugin("dpo_loss", "mine", {"sclae": 2.0})
+
+
+def test_signature_of_another_kind():
+    register("dpo_loss", "bad")(lambda chosen, rejected, *, beta: chosen)
+    with pytest.raises(PluginError, match="missing a required argument: 'rejected'"):
+        get_plugin("dpo_loss", "bad", {})
 
 
 def test_required_keyword_that_is_missing():

@@ -17,7 +17,7 @@ from datasets import Dataset, IterableDataset
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from ..data import check_extra_columns
+from ..data_checks import check_extra_columns, check_number
 from ..losses.dpo import DPOBatch
 from ..plugins import KINDS, PluginError, accepted_keywords, get_plugin, list_plugins
 
@@ -31,10 +31,11 @@ TRL_LOSSES = frozenset([
 # Options that TRL applies inside its losses, with the losses that read them (None: all of TRL's).
 _TRL_LOSS_OPTIONS: dict[str, frozenset[str] | None] = {
     "f_divergence_type": None,
+    "f_alpha_divergence_coef": None,
     "ld_alpha": None,
     "use_weighting": None,
     "discopop_tau": frozenset({"discopop"}),
-    "label_smoothing": frozenset({"robust", "exo_pair"}),
+    "label_smoothing": frozenset({"robust", "exo_pair", "aot", "aot_unpaired"}),
 }
 
 
@@ -72,13 +73,17 @@ class DPOConfig(trl.DPOConfig):
         super().__post_init__()
         if isinstance(self.loss_kwargs, str):
             self.loss_kwargs = _parse_object("loss_kwargs", self.loss_kwargs)
+        if not isinstance(self.loss_kwargs, dict | None):
+            raise ValueError(f"loss_kwargs must be a dict, got {self.loss_kwargs!r}.")
+        if isinstance(self.extra_columns, str):
+            self.extra_columns = [self.extra_columns]
         self.plugin_losses()
 
     def plugin_losses(self) -> dict[str, Callable[..., Tensor]]:
-        """Return the losses in `loss_type` that are not TRL's, with `beta` and their keywords still to be bound.
+        """Return the losses in `loss_type` that are not TRL's, each tried out on a batch of two pairs.
 
         Raises:
-            PluginError: A loss does not exist or has a wrong signature, or a keyword fits none of them.
+            PluginError: A loss does not exist, has a wrong signature or fails; or a keyword fits none of them.
             ValueError: An option has no effect under these losses.
         """
         _check_names(self.loss_type)
@@ -86,12 +91,15 @@ class DPOConfig(trl.DPOConfig):
         losses = {name: get_plugin("dpo_loss", name) for name in names}
         self._check_options(losses)
         for name, loss in losses.items():
-            get_plugin("dpo_loss", name, self.keywords_for(loss))
+            keywords = self.keywords_for(loss)
+            get_plugin("dpo_loss", name, keywords)
+            _try_out(name, loss, self.extra_columns, beta=self.beta, **keywords)
         return losses
 
     def keywords_for(self, loss: Callable[..., Tensor]) -> dict[str, Any]:
         """Return the keywords besides `beta` that `loss` is called with."""
         keywords = dict(self.loss_kwargs or {})
+        # At 0, TRL's default, a loss keeps its own default.
         if self.label_smoothing:
             keywords["label_smoothing"] = self.label_smoothing
         return accepted_keywords(loss, keywords)
@@ -197,8 +205,8 @@ class DPOTrainer(trl.DPOTrainer):
         if args is None:
             args = DPOConfig(f"{model if isinstance(model, str) else model.config._name_or_path}-DPO".split("/")[-1])
         losses = args.plugin_losses()
-        named_datasets = eval_dataset if isinstance(eval_dataset, dict) else {"eval": eval_dataset}
-        for name, dataset in {"train": train_dataset, **named_datasets}.items():
+        evaluated = eval_dataset if isinstance(eval_dataset, dict) else {"": eval_dataset}
+        for name, dataset in [("train", train_dataset), *((f"eval {key}".strip(), d) for key, d in evaluated.items())]:
             if dataset is not None and args.extra_columns:
                 check_extra_columns(dataset, args.extra_columns, source=f"the {name} dataset")
         super().__init__(model, ref_model, args, data_collator, train_dataset, eval_dataset, *trl_args, **trl_kwargs)
@@ -296,6 +304,18 @@ def _make_batch(log_probs: Tensor, inputs: Mapping[str, Tensor], extras: Mapping
     )
 
 
+def _try_out(name: str, loss: Callable[..., Tensor], extra_columns: list[str], **keywords: Any) -> None:
+    """Call a loss on two made-up pairs, so that its mistakes show before the model loads."""
+    logps = [torch.tensor([-3.0, -4.0 - number]).requires_grad_(number < 2) for number in range(4)]
+    lengths = [torch.tensor([3, 2]), torch.tensor([2, 4])]
+    batch = DPOBatch(*logps, *lengths, {column: torch.ones(2) for column in extra_columns})
+    try:
+        with torch.enable_grad():
+            _call_loss(name, loss, batch, **keywords)
+    except Exception as error:
+        raise PluginError(f"The loss {name!r} fails on a trial batch: {' '.join(str(error).split())}") from error
+
+
 def _call_loss(name: str, loss: Callable[..., Tensor], batch: DPOBatch, **keywords: Any) -> Tensor:
     losses = loss(batch, **keywords)
     expected = tuple(batch.chosen_logps.shape)
@@ -316,6 +336,13 @@ def _call_loss(name: str, loss: Callable[..., Tensor], batch: DPOBatch, **keywor
 def collate_with_extras(
     examples: list[dict[str, Any]], *, collator: Callable[[list[dict[str, Any]]], dict[str, Any]], columns: list[str]
 ) -> dict[str, Any]:
-    """Return what `collator` returns, and under `extras` each column as a float32 tensor of shape (B,)."""
+    """Return what `collator` returns, and under `extras` each column as a float32 tensor of shape (B,).
+
+    Raises:
+        DataError: A value is missing or not finite, in a row that was not there to be checked before training.
+    """
+    for example in examples:
+        for name in columns:
+            check_number(example.get(name), name, {"source": "a batch"})
     extras = {name: torch.tensor([float(example[name]) for example in examples]) for name in columns}
     return {**collator(examples), "extras": extras}

@@ -159,6 +159,7 @@ def test_extra_columns_follow_their_rows_through_shuffling(tmp_path, model_name,
     SEEN.clear()
     args = config(tmp_path, loss_type=f"{__name__}:remember", extra_columns=["margin"], per_device_train_batch_size=2)
     trainer = DPOTrainer(model_name, args=args, train_dataset=preferences, peft_config=lora())
+    SEEN.clear()  # of the trial batches
     tokenized = trainer.train_dataset.remove_columns("margin")
     lengths = [float(len(ids)) for ids in tokenized["chosen_ids"]]
     trainer.train_dataset = tokenized.add_column("margin", lengths)
@@ -207,6 +208,7 @@ def test_pretrained_adapter_is_its_own_reference(tmp_path, model_name, preferenc
     model = PeftModel.from_pretrained(base, tmp_path / "adapter", is_trainable=True)
     args = config(tmp_path, loss_type=f"{__name__}:remember")
     trainer = DPOTrainer(model, args=args, train_dataset=preferences)
+    SEEN.clear()  # of the trial batches
     trainer.train()
     torch.testing.assert_close(SEEN[0].chosen_logps, SEEN[0].ref_chosen_logps, rtol=1e-5, atol=1e-4)
     assert (SEEN[1].chosen_logps - SEEN[1].ref_chosen_logps).abs().max() > 1e-3
@@ -237,16 +239,14 @@ def test_resumed_run_equals_the_uninterrupted_one_bit_for_bit(peft_config, tmp_p
 @pytest.mark.parametrize(
     ("loss", "message"),
     [
-        ("wrong_shape", r"returned shape \(\); it must return a tensor of shape \(4,\), one loss per pair"),
+        ("wrong_shape", r"returned shape \(\); it must return a tensor of shape \(2,\), one loss per pair"),
         ("no_tensor", "returned float"),
         ("detached", "without gradient"),
     ],
 )
-def test_loss_that_returns_the_wrong_thing(loss, message, tmp_path, model_name, preferences):
-    args = config(tmp_path, loss_type=f"{__name__}:{loss}")
-    trainer = DPOTrainer(model_name, args=args, train_dataset=preferences)
-    with pytest.raises(ValueError, match=message):
-        trainer.train()
+def test_loss_that_returns_the_wrong_thing(loss, message, tmp_path):
+    with pytest.raises(PluginError, match=message):
+        config(tmp_path, loss_type=f"{__name__}:{loss}")
 
 
 @pytest.mark.parametrize(
@@ -259,6 +259,10 @@ def test_loss_that_returns_the_wrong_thing(loss, message, tmp_path, model_name, 
         ({"loss_type": "sigmoid", "label_smoothing": 0.1}, "use loss_type='cdpo'"),
         ({"loss_type": "simpo", "label_smoothing": 0.1}, "no effect on the loss 'simpo'"),
         ({"loss_type": "cdpo", "label_smoothing": 0.1, "loss_kwargs": {"label_smoothing": 0.2}}, "set twice"),
+        ({"loss_type": "odpo"}, r"fails on a trial batch: .* extra_columns=\['margin'\]"),
+        ({"loss_type": "cdpo", "label_smoothing": 0.7}, r"must lie in \[0, 0.5\)"),
+        ({"loss_type": "simpo", "loss_kwargs": ["gamma"]}, "loss_kwargs must be a dict"),
+        ({"loss_type": "simpo", "f_alpha_divergence_coef": 0.3}, "f_alpha_divergence_coef=0.3 has no effect"),
         ({"loss_type": "simpo", "f_divergence_type": "js_divergence"}, "f_divergence_type='js_divergence' has no"),
         ({"loss_type": ["sigmoid", "simpo"], "ld_alpha": 0.5}, "ld_alpha=0.5 has no effect on the loss 'simpo'"),
         ({"loss_type": "cdpo", "use_weighting": True}, "use_weighting=True has no effect on the loss 'cdpo'"),
@@ -276,6 +280,8 @@ def test_option_without_effect_is_refused(options, message, tmp_path):
     "options",
     [
         {"loss_type": "robust", "label_smoothing": 0.1},
+        {"loss_type": "aot", "label_smoothing": 0.1},
+        {"loss_type": "odpo", "extra_columns": "margin"},
         {"loss_type": ["robust", "simpo"], "label_smoothing": 0.1},
         {"loss_type": "cdpo", "label_smoothing": 0.2},
         {"loss_type": "discopop", "discopop_tau": 0.1},
@@ -323,8 +329,23 @@ def test_bad_extra_column_is_refused_before_the_model_loads(values, message, tmp
         DPOTrainer("/no/such/model", args=args, train_dataset=dataset)
 
 
+def test_bad_extra_column_that_could_not_be_checked_before_is_refused_in_its_batch(tmp_path, model_name, preferences):
+    args = config(tmp_path, loss_type="odpo", extra_columns=["margin"])
+    trainer = DPOTrainer(model_name, args=args, train_dataset=preferences)
+    later = preferences.remove_columns("margin").add_column("margin", [1.0] * 7 + [float("nan")])
+    with pytest.raises(DataError, match="column 'margin': nan is not a finite number"):
+        trainer.evaluate(later)
+
+
+def test_evaluation_set_named_train_does_not_hide_the_training_set(tmp_path, preferences):
+    bad = preferences.remove_columns("margin").add_column("margin", [float("nan")] * 8)
+    args = config(tmp_path, loss_type="odpo", extra_columns=["margin"])
+    with pytest.raises(DataError, match="the train dataset, row 1"):
+        DPOTrainer("/no/such/model", args=args, train_dataset=bad, eval_dataset={"train": preferences})
+
+
 def test_missing_extra_column_is_refused_before_the_model_loads(tmp_path, preferences: Dataset):
-    args = config(tmp_path, loss_type="odpo", extra_columns=["marign"])
+    args = config(tmp_path, loss_type=f"{__name__}:remember", extra_columns=["marign"])
     with pytest.raises(DataError, match="no column 'marign'"):
         DPOTrainer("/no/such/model", args=args, train_dataset=preferences)
 

@@ -38,7 +38,7 @@ from rlhf_ext.progress import show_short_progress
 from rlhf_ext.report import before_and_after, evaluate_before, print_table, save_model_card, save_training_figure
 
 OUTPUT_DIR = "runs/dpo"
-# What fits the embedded model (2 million parameters, fully trained); other models get TRL's defaults.
+# What fits the embedded model (1.7 million parameters, fully trained); other models get TRL's defaults.
 DEMO_DEFAULTS = {
     "loss_type": ["sigmoid", "sft"],  # the second term keeps so small a model's answers fluent
     "learning_rate": 8e-4,

@@ -128,7 +128,7 @@ def _suggest(name: str, known: Sequence[str]) -> str:
 
 def _check_model_config(model_args: ModelConfig) -> None:
     """Refuse what would fail after the model is loaded, or do nothing."""
-    quantized = "load_in_8bit" * model_args.load_in_8bit or "load_in_4bit" * model_args.load_in_4bit
+    quantized = next((name for name in ("load_in_8bit", "load_in_4bit") if getattr(model_args, name)), None)
     if quantized and importlib.util.find_spec("bitsandbytes") is None:
         raise ArgumentError(f"--{quantized} needs bitsandbytes: pip install 'rlhf-ext[quantization]'.")
     if quantized and not model_args.use_peft:

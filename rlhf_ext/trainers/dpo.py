@@ -21,7 +21,7 @@ from ..data_checks import check_extra_columns, check_number
 from ..losses.dpo import DPOBatch
 from ..plugins import KINDS, PluginError, accepted_keywords, get_plugin, list_plugins
 
-# TRL keeps its loss names in an if/elif and in the help of `loss_type`; a test compares this set with both.
+# TRL keeps its loss names in an if/elif whose error for an unknown one lists them; a test compares this set with it.
 # fmt: off
 TRL_LOSSES = frozenset([
     "sigmoid", "hinge", "ipo", "exo_pair", "nca_pair", "robust", "bco_pair", "sppo_hard", "aot", "aot_unpaired",
@@ -132,9 +132,8 @@ class DPOConfig(trl.DPOConfig):
             else:
                 ignored_by = set(self.loss_type)
             if ignored_by:
-                hint = " For the sigmoid loss with label smoothing use loss_type='cdpo'." * (
-                    option == "label_smoothing"
-                )
+                smoothed = " For the sigmoid loss with label smoothing use loss_type='cdpo'."
+                hint = smoothed if option == "label_smoothing" else ""
                 raise ValueError(
                     f"{option}={getattr(self, option)!r} has no effect on the loss "
                     f"{', '.join(map(repr, sorted(ignored_by)))}. Leave it at {defaults[option]!r}, or use TRL losses "

@@ -33,11 +33,16 @@ def format_pair(row: dict) -> dict:
     return {"prompt": prompt, "chosen": " " + row["chosen"].strip(), "rejected": " " + row["rejected"].strip()}
 
 
-def write_formatted(source: Path, target: Path) -> None:
-    """Convert a file, leaving out the few pairs that differ in nothing but white space."""
+def write_formatted(source: Path, target: Path, max_characters: float = math.inf) -> None:
+    """Convert a file, leaving out pairs with a longer text and the few that differ in nothing but white space."""
     pairs = [format_pair(json.loads(line)) for line in source.read_text(encoding="utf-8").split("\n") if line]
+    pairs = [pair for pair in pairs if sum(map(len, pair.values())) - _shorter(pair) <= max_characters]
     kept = [json.dumps(pair) for pair in pairs if pair["chosen"] != pair["rejected"]]
     target.write_text("\n".join(kept), encoding="utf-8")
+
+
+def _shorter(pair: dict) -> int:
+    return min(len(pair["chosen"]), len(pair["rejected"]))
 
 
 def run(arguments: argparse.Namespace, loss: str) -> dict:
@@ -79,13 +84,14 @@ def main() -> None:
     parser.add_argument("--losses", nargs="+", default=list(LOSSES), choices=LOSSES)
     parser.add_argument("--max_steps", type=int, default=100)
     parser.add_argument("--max_length", type=int, default=512)
+    parser.add_argument("--max_characters", type=float, default=math.inf, help="of prompt and completion together")
     parser.add_argument("--max_eval_samples", type=int, default=300)
     parser.add_argument("--output", type=Path, default=Path("runs/dpo_human_preferences"))
     arguments = parser.parse_args()
     arguments.output.mkdir(parents=True, exist_ok=True)
     for part in ("pref", "eval"):
         name = f"{part}_{arguments.preferences}.jsonl"
-        write_formatted(arguments.data / name, arguments.output / name)
+        write_formatted(arguments.data / name, arguments.output / name, arguments.max_characters)
     print("| trained on | loss | held-out accuracy before | after (95% interval) | margin before | after | minutes |")
     print("|---|---|---|---|---|---|---|")
     for loss in arguments.losses:

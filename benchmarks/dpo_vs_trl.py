@@ -107,9 +107,9 @@ def measure_time(folder: str, pairs: int, batch_size: int) -> dict[str, list[flo
     return seconds
 
 
-def peak_memory() -> float:
-    """Peak resident memory of this process in MiB; `getrusage` would report the parent's, if that was higher."""
-    status = Path("/proc/self/status").read_text()
+def peak_memory(process: int | str = "self") -> float:
+    """Peak resident memory of a process in MiB; `getrusage` would report the parent's, if that was higher."""
+    status = Path(f"/proc/{process}/status").read_text()
     return int(status.partition("VmHWM:")[2].split()[0]) / 1024
 
 

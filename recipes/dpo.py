@@ -18,7 +18,7 @@ from rlhf_ext.console import quiet_libraries
 
 quiet_libraries()
 
-from trl import ModelConfig, get_peft_config, get_quantization_config
+from trl import ModelConfig
 
 from rlhf_ext import DPOConfig, DPOTrainer
 from rlhf_ext.arguments import (
@@ -27,15 +27,19 @@ from rlhf_ext.arguments import (
     RecipeArguments,
     check_output_dir,
     load_tokenizer,
+    model_init_kwargs,
     one_line_errors,
     parse_arguments,
 )
-from rlhf_ext.data import is_local, load_preference_splits, truncation_report
+from rlhf_ext.data import load_preference_splits, truncation_report
 from rlhf_ext.data_checks import DataError, check_lengths
 from rlhf_ext.demo.callback import GoldScoreCallback
+from rlhf_ext.demo.gold import gold
 from rlhf_ext.plugins import PluginError
+from rlhf_ext.policy_loading import trainer_options
 from rlhf_ext.progress import show_short_progress
-from rlhf_ext.report import before_and_after, evaluate_before, print_table, save_model_card, save_training_figure
+from rlhf_ext.report import evaluate_before, save_run
+from rlhf_ext.run_report.samples import SampleCallback
 
 OUTPUT_DIR = "runs/dpo"
 # What fits the embedded model (1.7 million parameters, fully trained); other models get TRL's defaults.
@@ -81,20 +85,13 @@ def main(script_args: RecipeArguments, training_args: DPOConfig, model_args: Mod
     if training_args.truncation_mode == "keep_start":  # under which TRL drops rows whose prompt fills max_length
         check_lengths(train_dataset, tokenizer, training_args.max_length, source=source)
         check_lengths(eval_dataset, tokenizer, training_args.max_length, source=script_args.eval_dataset_name or source)
-    training_args.model_init_kwargs = {
-        "revision": model_args.model_revision,
-        "attn_implementation": model_args.attn_implementation,
-        "dtype": model_args.dtype,
-        **(training_args.model_init_kwargs or {}),
-    }
+    training_args.model_init_kwargs = model_init_kwargs(model_args, training_args)
     trainer = DPOTrainer(
-        model_args.model_name_or_path,
+        **trainer_options(model_args, training_args),
         args=training_args,
         train_dataset=train_dataset,
         eval_dataset=eval_dataset,
         processing_class=tokenizer,
-        quantization_config=get_quantization_config(model_args),
-        peft_config=get_peft_config(model_args),
     )
     show_short_progress(trainer, ("loss", "rewards/accuracies", "rewards/margins"))
     if note := truncation_report(train_dataset, trainer.train_dataset, training_args.max_length):
@@ -102,29 +99,14 @@ def main(script_args: RecipeArguments, training_args: DPOConfig, model_args: Mod
 
     if script_args.dataset_name is None:
         trainer.add_callback(GoldScoreCallback())
+    samples = SampleCallback(trainer, eval_dataset, {} if script_args.dataset_name else {"gold": gold})
+    trainer.add_callback(samples)
 
     # DeepSpeed makes its engine when training starts, and cannot evaluate before.
     before = {} if trainer.is_deepspeed_enabled else evaluate_before(trainer)
     result = trainer.train(resume_from_checkpoint=training_args.resume_from_checkpoint)
     after = trainer.evaluate()
-
-    trainer.save_model()
-    trainer.save_metrics("train", result.metrics)
-    trainer.save_metrics("eval", before | after)
-    trainer.save_state()
-    rows = before_and_after(before, after, METRICS)
-    hub_dataset = None if script_args.dataset_name is None or is_local(source) else source
-    save_model_card(trainer, hub_dataset, rows)
-    if training_args.push_to_hub:
-        trainer.push_to_hub(dataset_name=hub_dataset)
-    if trainer.is_world_process_zero():
-        figure = f"{training_args.output_dir}/training.png"
-        save_training_figure(trainer.state.log_history, before, PANELS, figure)
-        print_table(f"Held-out pairs of {script_args.eval_dataset_name or source}", rows)
-        print(f"Model, all_results.json, training.png and model card: {training_args.output_dir}")
-    # Together: a process that leaves while another still saves would keep that one waiting for it at exit.
-    trainer.accelerator.wait_for_everyone()
-    trainer.accelerator.end_training()
+    save_run(trainer, script_args, before, result.metrics, after, metrics=METRICS, panels=PANELS, samples=samples)
 
 
 if __name__ == "__main__":

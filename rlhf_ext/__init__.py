@@ -11,15 +11,38 @@ __version__ = "0.1.0"
 _HOME = {
     "DPOConfig": ".trainers.dpo",
     "DPOTrainer": ".trainers.dpo",
+    "PPOConfig": ".trainers.ppo_config",
+    "PPOTrainer": ".trainers.ppo",
+    "RewardConfig": ".trainers.reward",
+    "RewardModel": ".reward_model",
+    "RewardModelEnsemble": ".reward_ensemble",
+    "RewardTrainer": ".trainers.reward",
     "get_plugin": ".plugins",
     "list_plugins": ".plugins",
     "register": ".plugins",
 }
-__all__ = ["DPOConfig", "DPOTrainer", "get_plugin", "list_plugins", "register"]
+__all__ = [
+    "DPOConfig",
+    "DPOTrainer",
+    "PPOConfig",
+    "PPOTrainer",
+    "RewardConfig",
+    "RewardModel",
+    "RewardModelEnsemble",
+    "RewardTrainer",
+    "get_plugin",
+    "list_plugins",
+    "register",
+]
 
 if TYPE_CHECKING:
     from .plugins import get_plugin, list_plugins, register
+    from .reward_ensemble import RewardModelEnsemble
+    from .reward_model import RewardModel
     from .trainers.dpo import DPOConfig, DPOTrainer
+    from .trainers.ppo import PPOTrainer
+    from .trainers.ppo_config import PPOConfig
+    from .trainers.reward import RewardConfig, RewardTrainer
 
 
 def __getattr__(name: str) -> Any:

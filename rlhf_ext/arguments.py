@@ -1,11 +1,14 @@
 """The command line of the recipes: TRL's parser and options, errors in one line, defaults for the embedded demo."""
 
 import difflib
+import errno
 import importlib.util
+import json
 import os
 import re
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+import zipfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,6 +18,7 @@ import torch
 import yaml
 from accelerate import PartialState
 from accelerate.utils import broadcast_object_list
+from safetensors import SafetensorError, safe_open
 from transformers import AutoTokenizer, PreTrainedTokenizerBase, TrainingArguments
 from trl import ModelConfig, ScriptArguments, TrlParser
 
@@ -90,17 +94,30 @@ def parse_arguments(
     # TRL trains in bf16 by default, which needs to be told that a machine without accelerator is meant.
     defaults = {"output_dir": output_dir, "use_cpu": not torch.accelerator.is_available()}
     defaults["ddp_find_unused_parameters"] = False  # every parameter is used here, and looking for others warns
-    parsed = _parse(dataclass_types, defaults, args)
+    parsed = parse_options(dataclass_types, defaults, args)
     if any(isinstance(part, ModelConfig) and part.model_name_or_path is None for part in parsed):
         demo_model = {"model_name_or_path": demo.model_path(), **demo_defaults}
-        parsed = _parse(dataclass_types, defaults | demo_model, args)
+        parsed = parse_options(dataclass_types, defaults | demo_model, args)
     for arguments in parsed:
         if isinstance(arguments, ModelConfig):
             _check_model_config(arguments)
     return parsed
 
 
-def _parse(dataclass_types: Sequence[type], defaults: Mapping[str, Any], args: Sequence[str]) -> tuple[Any, ...]:
+def parse_options(
+    dataclass_types: Sequence[type], defaults: Mapping[str, Any], args: Sequence[str] | None = None
+) -> tuple[Any, ...]:
+    """Parse the command line and `--config file.yaml` into the dataclasses, and no more.
+
+    Args:
+        dataclass_types: Any dataclasses.
+        defaults: What replaces the defaults of their fields.
+        args: The command line; `sys.argv[1:]` by default.
+
+    Raises:
+        ArgumentError: An unknown option or key, or a value of the wrong type.
+    """
+    args = list(sys.argv[1:] if args is None else args)
     parser = RecipeParser(dataclass_types, allow_abbrev=False)
     parser.set_defaults_with_config(**defaults)
     if args and args[-1] == "--config":
@@ -136,7 +153,7 @@ def _check_model_config(model_args: ModelConfig) -> None:
     if model_args.use_peft and importlib.util.find_spec("peft") is None:
         raise ArgumentError("--use_peft needs peft: pip install peft.")
     if not model_args.use_peft:
-        default = ModelConfig()
+        default = type(model_args)()
         lora = [n for n in vars(default) if n.startswith(("lora_", "use_rslora", "use_dora"))]
         unused = [f"--{name}" for name in lora if getattr(model_args, name) != getattr(default, name)]
         if unused:
@@ -154,7 +171,11 @@ def check_output_dir(training_args: TrainingArguments, default: str) -> None:
     if PartialState().is_main_process:
         resume = training_args.resume_from_checkpoint
         try:
-            chosen = [_to_resume(training_args, default) if resume else _free_output_dir(training_args, default)]
+            if resume:
+                chosen = [_to_resume(training_args, default)]
+            else:
+                fix = "Continue it with --resume_from_checkpoint true, or choose another folder."
+                chosen = [(free_output_dir(training_args.output_dir, default, fix), None)]
         except ArgumentError as error:
             chosen = [error]
     broadcast_object_list(chosen)
@@ -183,18 +204,19 @@ def _to_resume(training_args: TrainingArguments, default: str) -> tuple[str, str
     return output_dir, str(checkpoint)
 
 
-def _free_output_dir(training_args: TrainingArguments, default: str) -> tuple[str, None]:
-    output_dir = training_args.output_dir
+def free_output_dir(output_dir: str, default: str, fix: str = "Choose another folder.") -> str:
+    """Return `output_dir`, or the default folder with a number where that one holds a run.
+
+    Raises:
+        ArgumentError: Another folder than the default holds a run; `fix` says what to do.
+    """
     found = _run_in(Path(output_dir))
     if found and output_dir != default:
-        raise ArgumentError(
-            f"--output_dir {output_dir} holds another run ({found}). Continue it with --resume_from_checkpoint true, "
-            "or choose another folder."
-        )
+        raise ArgumentError(f"--output_dir {output_dir} holds another run ({found}). {fix}")
     if found:
         output_dir = f"{default}-{len(_numbered(default)) + 1}"
         print(f"{default} holds another run; this one writes to {output_dir}.")
-    return output_dir, None
+    return output_dir
 
 
 def _numbered(default: str) -> list[str]:
@@ -221,7 +243,37 @@ def last_complete_checkpoint(folder: Path) -> Path | None:
 
 
 def _is_complete(checkpoint: Path) -> bool:
-    return (checkpoint / "trainer_state.json").is_file()  # the Trainer writes it last
+    if not (checkpoint / "trainer_state.json").is_file():  # the Trainer writes it last
+        return False
+    damaged = [path for path in checkpoint.rglob("*") if path.suffix in _READABLE and not _READABLE[path.suffix](path)]
+    if damaged:
+        print(f"{checkpoint} is damaged ({damaged[0].name} cannot be read); it is passed over.", file=sys.stderr)
+    return not damaged
+
+
+def _is_json(path: Path) -> bool:
+    try:
+        json.loads(path.read_bytes())
+    except ValueError:
+        return False
+    return True
+
+
+def _is_safetensors(path: Path) -> bool:
+    try:
+        with safe_open(path, "pt"):  # checks the header, and that the file has the length it promises
+            return True
+    except SafetensorError:
+        return False
+
+
+# How a file that a full disk or a failing one cut short is told from a whole one, without reading all of it.
+_READABLE: dict[str, Callable[[Path], bool]] = {
+    ".json": _is_json,
+    ".safetensors": _is_safetensors,
+    ".pt": zipfile.is_zipfile,
+    ".pth": zipfile.is_zipfile,
+}
 
 
 def load_tokenizer(model_args: ModelConfig, *, trust_remote_code: bool) -> PreTrainedTokenizerBase:
@@ -240,6 +292,36 @@ def load_tokenizer(model_args: ModelConfig, *, trust_remote_code: bool) -> PreTr
         raise ArgumentError(f"--model_name_or_path {name}: its tokenizer cannot be loaded ({reason}).") from error
 
 
+def model_init_kwargs(model_args: ModelConfig, training_args: TrainingArguments) -> dict[str, Any]:
+    """Return the trainer's `model_init_kwargs` with the options of `ModelConfig` about loading added."""
+    return {
+        "revision": model_args.model_revision,
+        "attn_implementation": model_args.attn_implementation,
+        "dtype": model_args.dtype,
+        **(training_args.model_init_kwargs or {}),
+    }
+
+
+# What torch ("unexpected pos", "iostream") and safetensors say when the disk is full.
+_NO_ROOM = ("No space left", "File too large", "Disk quota", "file write failed", "unexpected pos", "iostream error")
+
+
+def _no_room(error: Exception) -> str | None:
+    """Return in words that a file could not be written, if that is what happened; every library says it differently."""
+    if isinstance(error, OSError) and error.errno in (
+        errno.ENOSPC,
+        errno.EDQUOT,
+        errno.EFBIG,
+        errno.EROFS,
+        errno.EACCES,
+    ):
+        return f"{error.filename or 'a file'} cannot be written: {error.strerror}"
+    text = str(error)
+    if any(words in text for words in _NO_ROOM):
+        return f"a file cannot be written, probably because the disk is full ({text.strip().splitlines()[0]})"
+    return None
+
+
 @contextmanager
 def one_line_errors(*expected: type[Exception]) -> Iterator[None]:
     """Print the `expected` errors of user input as one line and exit with status 1, without a traceback."""
@@ -248,6 +330,11 @@ def one_line_errors(*expected: type[Exception]) -> Iterator[None]:
     except expected as error:
         if int(os.environ.get("RANK", "0")) == 0:  # every process checks the same input
             print(f"error: {error}", file=sys.stderr)
+        sys.exit(1)
+    except (OSError, RuntimeError, SafetensorError) as error:
+        if (reason := _no_room(error)) is None:
+            raise
+        print(f"error: {reason}. What was saved before is kept (see --resume_from_checkpoint).", file=sys.stderr)
         sys.exit(1)
     except KeyboardInterrupt:
         print("interrupted; checkpoints saved so far are kept (see --resume_from_checkpoint).", file=sys.stderr)

@@ -5,25 +5,26 @@ import difflib
 import io
 import json
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import datasets
 import pyarrow.compute
+from accelerate import PartialState
 from datasets import Dataset, DatasetDict, IterableDataset, IterableDatasetDict, load_dataset
 from datasets.fingerprint import Hasher
 
 from .arguments import DEMO, RecipeArguments
 from .data_checks import STREAMED_ROWS_CHECKED, DataError, check_extra_columns, check_preference_rows
 
-PREFERENCE_COLUMNS = ("prompt", "chosen", "rejected", "tools", "image", "images")
+PREFERENCE_COLUMNS = ("prompt", "chosen", "rejected", "tools", "chat_template_kwargs", "image", "images")
 AnyDataset = Dataset | IterableDataset
 
 
 def load_preference_splits(
-    script_args: RecipeArguments, *, extra_columns: Sequence[str], seed: int
+    script_args: RecipeArguments, *, extra_columns: Sequence[str], optional_columns: Sequence[str] = (), seed: int
 ) -> tuple[AnyDataset, AnyDataset]:
     """Load and check the rows to train on and the rows to evaluate on.
 
@@ -43,20 +44,32 @@ def load_preference_splits(
         if getattr(script_args, option) is not None and getattr(script_args, option) < 1:
             raise DataError(f"--{option} must be at least 1.", "Drop it to use all rows.", source=name or DEMO)
     if name is None:
-        from .demo.data import preference_dataset
+        from .demo.data import PREFERENCE_SIZES, preference_dataset
 
+        # The embedded world writes as many pairs as are asked for.
+        train_size = max(PREFERENCE_SIZES["train"], script_args.max_train_samples or 0)
+        test_size = max(PREFERENCE_SIZES["test"], script_args.max_eval_samples or 0)
         # Held-out labels are free of noise, so that accuracy measures what was learned and not the labels.
-        splits = {train_split: preference_dataset("train"), test_split: preference_dataset("test", noise=False)}
+        held_out = preference_dataset("test", size=test_size, noise=False)
+        splits = {train_split: preference_dataset("train", size=train_size), test_split: held_out}
         check_extra_columns(splits[train_split], extra_columns, source=DEMO)
     else:
         wanted = (train_split,) if eval_name else (train_split, test_split)
         splits = load_preference_dataset(
-            name, script_args.dataset_config, splits=wanted, extra_columns=extra_columns, streaming=streaming
+            name,
+            script_args.dataset_config,
+            splits=wanted,
+            extra_columns=extra_columns,
+            optional_columns=optional_columns,
+            streaming=streaming,
         )
     train = _take_split(splits, train_split, name)
     if eval_name is not None:
         eval_splits = load_preference_dataset(
-            eval_name, extra_columns=extra_columns, streaming=streaming and not is_local(eval_name)
+            eval_name,
+            extra_columns=extra_columns,
+            optional_columns=optional_columns,
+            streaming=streaming and not is_local(eval_name),
         )
         held_out = _take_split(eval_splits, test_split if test_split in eval_splits else "train", eval_name)
     elif test_split in splits:
@@ -65,8 +78,8 @@ def load_preference_splits(
         fix = "Name one with --dataset_test_split or --eval_dataset_name."
         raise DataError("a streamed dataset needs a split to evaluate on.", fix, source=name)
     else:
-        train, held_out = _hold_out(train, script_args.eval_fraction, seed, source=name)
-    return _at_most(train, script_args.max_train_samples, seed), _at_most(held_out, script_args.max_eval_samples, seed)
+        train, held_out = hold_out(train, script_args.eval_fraction, seed, source=name)
+    return at_most(train, script_args.max_train_samples, seed), at_most(held_out, script_args.max_eval_samples, seed)
 
 
 def load_preference_dataset(
@@ -75,6 +88,7 @@ def load_preference_dataset(
     *,
     splits: Sequence[str] | None = None,
     extra_columns: Sequence[str] = (),
+    optional_columns: Sequence[str] = (),
     streaming: bool = False,
 ) -> DatasetDict | IterableDatasetDict:
     """Load preference data from a local file or the Hub, and check every row of it.
@@ -85,6 +99,7 @@ def load_preference_dataset(
         config: The configuration's name, for `datasets.load_dataset`.
         splits: The splits to check; all of them by default.
         extra_columns: Numeric columns to keep and check besides those of a preference dataset.
+        optional_columns: The same for columns that need not be there.
         streaming: As in `datasets.load_dataset`; only the first rows are checked then.
 
     Raises:
@@ -93,18 +108,43 @@ def load_preference_dataset(
     if is_local(name):
         if streaming:
             raise DataError("dataset_streaming has no effect on a local file.", "Drop the option.", source=name)
-        return DatasetDict(train=_load_file(name, extra_columns))
+        return DatasetDict(train=_load_file(name, extra_columns, optional_columns))
+    loaded = load_from_hub(name, config, streaming=streaming)
+    for split, dataset in loaded.items():
+        if splits is None or split in splits:
+            rows = enumerate(islice(dataset, STREAMED_ROWS_CHECKED) if streaming else dataset, start=1)
+            numeric = _present(dataset.column_names or (), extra_columns, optional_columns)
+            check_preference_rows(rows, numeric, source=f"{name}, split {split}")
+            _say_what_is_not_read(dataset.column_names or (), numeric, source=name)
+    return loaded
+
+
+def _present(columns: Iterable[str], extra_columns: Sequence[str], optional_columns: Sequence[str]) -> list[str]:
+    """The extra columns, and the optional ones that are there."""
+    return [*extra_columns, *(name for name in optional_columns if name in columns and name not in extra_columns)]
+
+
+def _say_what_is_not_read(columns: Iterable[str], extra_columns: Sequence[str], *, source: str) -> None:
+    unread = sorted(set(columns) - {*PREFERENCE_COLUMNS, *extra_columns})
+    if unread:
+        hint = "--extra_columns passes numeric ones on to the loss"
+        PartialState().print(f"{source}: training does not read the columns {', '.join(unread)} ({hint}).")
+
+
+def load_from_hub(
+    name: str, config: str | None = None, *, streaming: bool = False
+) -> DatasetDict | IterableDatasetDict:
+    """Load what `datasets.load_dataset` finds under `name`, unchecked.
+
+    Raises:
+        DataError: It cannot be loaded.
+    """
     try:
-        loaded = load_dataset(name, config, streaming=streaming)
+        return load_dataset(name, config, streaming=streaming)
     except Exception as error:  # the Hub client's exceptions are many
         fix = f"Local files end in {', '.join(READERS)}; any other name is looked up on the Hub."
         reason = " ".join(str(error).split())
         raise DataError(f"it cannot be loaded ({type(error).__name__}: {reason}).", fix, source=name) from error
-    for split, dataset in loaded.items():
-        if splits is None or split in splits:
-            rows = enumerate(islice(dataset, STREAMED_ROWS_CHECKED) if streaming else dataset, start=1)
-            check_preference_rows(rows, extra_columns, source=f"{name}, split {split}")
-    return loaded
 
 
 def is_local(name: str) -> bool:
@@ -112,24 +152,27 @@ def is_local(name: str) -> bool:
     return Path(name).suffix in READERS
 
 
-def _load_file(name: str, extra_columns: Sequence[str]) -> Dataset:
+def _load_file(name: str, extra_columns: Sequence[str], optional_columns: Sequence[str]) -> Dataset:
     rows = read_rows(name)
+    columns = {key for _, row in rows for key in row}
+    extra_columns = _present(columns, extra_columns, optional_columns)
     if Path(name).suffix == ".csv":  # where every cell is text
-        rows = [(n, row | {c: _number_or_text(row[c]) for c in extra_columns if c in row}) for n, row in rows]
+        rows = [(n, row | {c: number_or_text(row[c]) for c in extra_columns if c in row}) for n, row in rows]
     check_preference_rows(rows, extra_columns, source=name)
-    # Other columns may hold anything, mixed types too; training does not read them.
-    kept = [key for key in (*PREFERENCE_COLUMNS, *extra_columns) if any(key in row for _, row in rows)]
+    # Other columns may hold anything, mixed types too.
+    _say_what_is_not_read(columns, extra_columns, source=name)
+    kept = [key for key in (*PREFERENCE_COLUMNS, *extra_columns) if key in columns]
     numbers = set(extra_columns)
     table = {key: [float(row[key]) if key in numbers else row.get(key) for _, row in rows] for key in kept}
     try:
-        return _on_disk(Dataset.from_dict(table))
+        return on_disk(Dataset.from_dict(table))
     except (pyarrow.ArrowException, TypeError) as error:
         reason = " ".join(str(error).split())
         fix = "Every column needs one type throughout."
         raise DataError(f"its rows do not fit one table ({reason}).", fix, source=name) from error
 
 
-def _on_disk(dataset: Dataset) -> Dataset:
+def on_disk(dataset: Dataset) -> Dataset:
     """Move a dataset to the cache, where all processes and later runs share what is computed from it.
 
     TRL keeps precomputed reference log-probabilities beside the dataset's file; without one, every process would look
@@ -154,7 +197,12 @@ def _take_split(splits: Mapping[str, AnyDataset], split: str, name: str | None) 
     return splits[split]
 
 
-def _hold_out(train: Dataset, fraction: float, seed: int, *, source: str) -> tuple[Dataset, Dataset]:
+def hold_out(train: Dataset, fraction: float, seed: int, *, source: str) -> tuple[Dataset, Dataset]:
+    """Divide the rows, at random by `seed`, into those to train on and a `fraction` to evaluate on.
+
+    Raises:
+        DataError: That would leave one of them empty.
+    """
     if not 0 < fraction < 1 or len(train) < 2:
         fix = "It needs at least 2 rows and an --eval_fraction between 0 and 1, or an --eval_dataset_name."
         raise DataError(f"{fraction:g} of {len(train)} rows cannot be held out.", fix, source=source)
@@ -163,7 +211,7 @@ def _hold_out(train: Dataset, fraction: float, seed: int, *, source: str) -> tup
     return parts["train"], parts["test"]
 
 
-def _at_most(dataset: AnyDataset, rows: int | None, seed: int) -> AnyDataset:
+def at_most(dataset: AnyDataset, rows: int | None, seed: int) -> AnyDataset:
     """Return `rows` rows drawn by `seed`: the first ones of a file often belong together."""
     if rows is None:
         return dataset
@@ -194,6 +242,20 @@ def truncation_report(dataset: AnyDataset, prepared: AnyDataset, max_length: int
         f"max_length={max_length}: of {len(dataset)} training rows, {dropped} are dropped (the prompt alone fills it) "
         f"and {cut} lose the end of a completion."
     )
+
+
+def dropped_report(dataset: AnyDataset, prepared: AnyDataset, max_length: int | None) -> str | None:
+    """Say how many rows TRL's reward trainer dropped because they are longer than `max_length`.
+
+    Args:
+        dataset: What was passed to the trainer.
+        prepared: The trainer's `train_dataset`, tokenized.
+        max_length: The trainer's `max_length`.
+    """
+    if max_length is None or isinstance(prepared, IterableDataset) or len(prepared) == len(dataset):
+        return None
+    dropped = len(dataset) - len(prepared)
+    return f"max_length={max_length}: {dropped} of {len(dataset)} training rows are longer, and dropped."
 
 
 def read_rows(name: str) -> list[tuple[int, dict[str, Any]]]:
@@ -270,7 +332,8 @@ def _read_csv(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
         yield number, row
 
 
-def _number_or_text(value: str) -> str | float:
+def number_or_text(value: str) -> str | float:
+    """Return the number that a cell of a CSV file says, or the text where it says none."""
     try:
         return float(value)
     except ValueError:

@@ -52,7 +52,7 @@ def check_preference_rows(
             if column in extra_columns:
                 check_number(row[column], column, place)
             else:
-                _check_text(row[column], conversational, column, place)
+                check_text(row[column], conversational, column, place)
         _check_pair(row, place)
         prompt_is_repeated = prompt_is_repeated and _repeats_prompt(row)
     if prompt_is_repeated:
@@ -74,8 +74,12 @@ def _find_columns(first: dict[str, Any], extra_columns: Sequence[str], source: s
     return [*(("prompt",) if "prompt" in first else ()), "chosen", "rejected", *extra_columns]
 
 
-def _check_text(value: Any, conversational: bool, column: str, place: dict[str, Any]) -> None:
-    """Check one cell: text, or a list of messages if the first row's `chosen` is one."""
+def check_text(value: Any, conversational: bool, column: str, place: dict[str, Any]) -> None:
+    """Check one cell of a row at `place` (source and row): text, or a list of messages if `conversational`.
+
+    Raises:
+        DataError: It is something else, mixed with the other kind, or empty.
+    """
     if not isinstance(value, str | list):
         fix = "It must be text, or a list of messages with 'role' and 'content'."
         raise DataError(f"it is a {type(value).__name__}.", fix, column=column, **place)
@@ -84,7 +88,7 @@ def _check_text(value: Any, conversational: bool, column: str, place: dict[str, 
             ("a list of messages", "plain text") if isinstance(value, list) else ("plain text", "a list of messages")
         )
         fix = "Use one of the two throughout."
-        raise DataError(f"it is {kinds[0]}, but the first 'chosen' is {kinds[1]}.", fix, column=column, **place)
+        raise DataError(f"it is {kinds[0]}, but the first row has {kinds[1]}.", fix, column=column, **place)
     if isinstance(value, str):
         if not value.strip():
             raise DataError("it is empty.", "Fill it or remove the row.", column=column, **place)
@@ -147,7 +151,7 @@ def check_number(value: Any, column: str, place: dict[str, Any]) -> None:
         finite = False
     if not finite:
         problem = "it is missing here." if value is None or value == "" else f"{value!r} is not a finite number."
-        raise DataError(problem, "Extra columns hold one finite number a row.", column=column, **place)
+        raise DataError(problem, "It must hold one finite number a row.", column=column, **place)
 
 
 def check_lengths(
@@ -164,19 +168,48 @@ def check_lengths(
     if max_length is None:
         max_length = math.inf
     shortest = math.inf
-    for row in islice(dataset, STREAMED_ROWS_CHECKED) if isinstance(dataset, IterableDataset) else dataset:
+    for row in _rows_to_measure(dataset):
         prompt = row["prompt"] if "prompt" in row else extract_prompt(dict(row))["prompt"]
-        shortest = min(shortest, _count_tokens(prompt, tokenizer, source))
+        shortest = min(shortest, _count_tokens(prompt, tokenizer, source, add_generation_prompt=True))
         if shortest < max_length:
             return
     fix = f"Raise --max_length above {shortest}, or shorten the prompts."
     raise DataError(f"every prompt has at least max_length={max_length} tokens.", fix, source=source, column="prompt")
 
 
-def _count_tokens(prompt: str | list[dict[str, Any]], tokenizer: PreTrainedTokenizerBase, source: str) -> int:
-    if isinstance(prompt, str):
-        return len(tokenizer(prompt)["input_ids"])
+def check_pair_lengths(
+    dataset: Dataset | IterableDataset, tokenizer: PreTrainedTokenizerBase, max_length: int | None, *, source: str
+) -> None:
+    """Check that at least one pair, each completion with its prompt, fits `max_length` tokens (None: no limit).
+
+    TRL's reward trainer drops pairs that do not, and fails obscurely when none is left.
+
+    Raises:
+        DataError: No pair fits.
+    """
+    if max_length is None:
+        max_length = math.inf
+    shortest = math.inf
+    for row in _rows_to_measure(dataset):
+        texts = [row["prompt"] + row[side] if "prompt" in row else row[side] for side in ("chosen", "rejected")]
+        ends = 1 if isinstance(texts[0], str) else 0  # the end-of-sequence token; chat templates bring their own
+        shortest = min(shortest, max(_count_tokens(text, tokenizer, source) for text in texts) + ends)
+        if shortest <= max_length:
+            return
+    fix = f"Raise --max_length to {shortest} or more, or shorten the texts."
+    raise DataError(f"every pair is longer than max_length={max_length} tokens.", fix, source=source)
+
+
+def _rows_to_measure(dataset: Dataset | IterableDataset) -> Iterable[dict[str, Any]]:
+    return islice(dataset, STREAMED_ROWS_CHECKED) if isinstance(dataset, IterableDataset) else dataset
+
+
+def _count_tokens(
+    text: str | list[dict[str, Any]], tokenizer: PreTrainedTokenizerBase, source: str, **template_options: Any
+) -> int:
+    if isinstance(text, str):
+        return len(tokenizer(text)["input_ids"])
     if tokenizer.chat_template is None:
         fix = "Use an instruction-tuned model, or data with plain text."
         raise DataError("it holds conversations, but the model's tokenizer has no chat template.", fix, source=source)
-    return len(tokenizer.apply_chat_template(prompt, add_generation_prompt=True, return_dict=True)["input_ids"])
+    return len(tokenizer.apply_chat_template(text, return_dict=True, **template_options)["input_ids"])

@@ -1,4 +1,4 @@
-"""The plugin registry: losses and advantage estimators by name, by `module:function` or by `file.py:function`.
+"""The plugin registry: losses, advantage estimators and judges by name, by `module:function` or by `file.py:function`.
 
 A plugin is a plain function. Three ways lead to it, and none of them needs a subclass or a fork:
 
@@ -35,13 +35,15 @@ class PluginKind:
     @property
     def call(self) -> str:
         """The signature as a user would write it."""
-        return f"fn({', '.join(self.positional)}, *, {', '.join(self.keywords)}, **kwargs)"
+        keywords = f", *, {', '.join(self.keywords)}, **kwargs" if self.keywords else ""
+        return f"fn({', '.join(self.positional)}{keywords})"
 
 
 KINDS: dict[str, PluginKind] = {
-    "preference_loss": PluginKind(("chosen_rewards", "rejected_rewards"), ("extras",), None),
+    "preference_loss": PluginKind(("chosen_rewards", "rejected_rewards"), ("extras",), "rlhf_ext.losses.preference"),
     "dpo_loss": PluginKind(("batch",), ("beta",), "rlhf_ext.losses.dpo"),
-    "advantage": PluginKind(("rewards", "values", "mask"), ("gamma", "lam"), None),
+    "advantage": PluginKind(("rewards", "values", "mask"), ("gamma", "lam"), "rlhf_ext.advantages"),
+    "judge": PluginKind(("prompts", "completions_a", "completions_b"), (), None),
 }
 
 _registry: dict[str, dict[str, Callable[..., Any]]] = {kind: {} for kind in KINDS}
@@ -51,7 +53,7 @@ def register(kind: str, name: str) -> Callable[[Callable[..., Any]], Callable[..
     """Register the decorated function as plugin `name` of `kind`, and return it unchanged.
 
     Args:
-        kind: `"preference_loss"`, `"dpo_loss"` or `"advantage"`.
+        kind: `"preference_loss"`, `"dpo_loss"`, `"advantage"` or `"judge"`.
         name: The name users write in a configuration. It may not hold a colon, which marks a reference.
 
     Raises:
@@ -81,7 +83,7 @@ def get_plugin(kind: str, ref: str, kwargs: Mapping[str, Any] | None = None) -> 
     """Return the plugin that `ref` names, with its signature checked.
 
     Args:
-        kind: `"preference_loss"`, `"dpo_loss"` or `"advantage"`.
+        kind: `"preference_loss"`, `"dpo_loss"`, `"advantage"` or `"judge"`.
         ref: A registered name, an entry point's name, `"package.module:function"` or `"path/to/file.py:function"`.
         kwargs: Extra keywords it will be called with. They are checked too.
 

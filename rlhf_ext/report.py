@@ -1,4 +1,4 @@
-"""What a run leaves behind: a table on the console, a training figure, and metrics from before and after."""
+"""What a run leaves behind: metrics from before and after, a table on the console, figures, model card and report."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -8,6 +8,61 @@ from rich.console import Console
 from rich.table import Table
 from transformers import Trainer
 
+from .arguments import DEMO, RecipeArguments
+from .data import is_local
+from .run_report.build import write_report
+from .run_report.samples import SampleCallback
+from .trackers import begin_tracking, end_tracking
+
+
+def save_run(
+    trainer: Trainer,
+    script_args: RecipeArguments,
+    before: Mapping[str, float],
+    train_metrics: Mapping[str, float],
+    after: Mapping[str, float],
+    *,
+    metrics: Mapping[str, str],
+    panels: Mapping[str, Sequence[str]],
+    samples: SampleCallback | None = None,
+    eval_rows: Any = None,
+) -> None:
+    """Save model, metrics, model card, figure and report of a finished run; print the table of before and after.
+
+    Args:
+        trainer: A TRL trainer.
+        script_args: Where the data came from.
+        before: What `evaluate_before` returned; empty where nothing was evaluated before.
+        train_metrics: What `trainer.train()` returned as metrics.
+        after: What `trainer.evaluate()` returned.
+        metrics: The metrics of the table, and what to call them.
+        panels: The panels of the figure, as in `save_training_figure`.
+        samples: Completions before and after; without it the report shows those in `samples.jsonl`, if there are any.
+        eval_rows: The held-out rows as they were loaded, for what the report says of a reward model.
+    """
+    args = trainer.args
+    trainer.save_model()
+    trainer.save_metrics("train", dict(train_metrics))
+    trainer.save_metrics("eval", {**before, **after})
+    trainer.save_state()
+    rows = before_and_after(before, after, metrics)
+    source = script_args.dataset_name
+    hub_dataset = None if source is None or is_local(source) else source
+    save_model_card(trainer, hub_dataset, rows)
+    if trainer.is_world_process_zero():
+        save_training_figure(trainer.state.log_history, before, panels, f"{args.output_dir}/training.png")
+        kept = {"rows": rows, "panels": panels, "samples": samples, "eval_rows": eval_rows}
+        write_report(trainer, script_args, before, train_metrics, after, **kept)
+        print_table(f"Held-out rows of {script_args.eval_dataset_name or source or DEMO}", rows)
+        print(f"Model, all_results.json and model card: {args.output_dir}")
+        print(f"Report: {args.output_dir}/report.html")
+    if args.push_to_hub:
+        trainer.push_to_hub(dataset_name=hub_dataset)
+    # Together: a process that leaves while another still saves would keep that one waiting for it at exit.
+    trainer.accelerator.wait_for_everyone()
+    end_tracking(trainer)
+    trainer.accelerator.end_training()
+
 
 def evaluate_before(trainer: Trainer) -> dict[str, float]:
     """Evaluate the policy before training, as `eval_*_before`.
@@ -15,6 +70,7 @@ def evaluate_before(trainer: Trainer) -> dict[str, float]:
     The policy starts as its own reference, so both completions of every pair have reward 0. TRL counts such a tie as
     wrong and would report an accuracy of 0; a model that cannot tell them apart is right half of the time.
     """
+    begin_tracking(trainer)
     metrics = trainer.evaluate()
     if metrics.get("eval_rewards/margins") == 0 and metrics.get("eval_rewards/accuracies") == 0:
         metrics["eval_rewards/accuracies"] = 0.5
@@ -73,7 +129,7 @@ def save_training_figure(
         axis.grid(alpha=0.3)
         if len(metrics) > 1 and axis.lines:
             axis.legend(fontsize="small")
-    figure.suptitle("lines: training batches, dots: held-out pairs", fontsize="small")
+    figure.suptitle("lines: training batches, dots: held-out rows", fontsize="small")
     figure.savefig(path, dpi=150)
     pyplot.close(figure)
 
@@ -95,6 +151,6 @@ def save_model_card(trainer: Trainer, dataset_name: str | None, rows: Sequence[t
         "[None](https://huggingface.co/None)", f"`{Path(trainer.model.config._name_or_path).name}`, a local model"
     )
     text = text.replace('model="None"', f'model="{trainer.args.output_dir}"')
-    table = ["| held-out pairs | before | after |", "|---|---|---|", *(f"| {' | '.join(row)} |" for row in rows)]
+    table = ["| held-out rows | before | after |", "|---|---|---|", *(f"| {' | '.join(row)} |" for row in rows)]
     results = "\n".join(["## Results", "", *table, "", "## Training procedure"])
     path.write_text(text.replace("## Training procedure", results, 1), encoding="utf-8")

@@ -8,7 +8,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")  # several multi-threaded processe
 import pytest
 import torch
 from datasets import Dataset
-from transformers import AutoTokenizer
+from transformers import AutoTokenizer, LlamaConfig, LlamaForSequenceClassification
 
 from rlhf_ext.demo import model_path
 
@@ -31,3 +31,15 @@ def preferences() -> Dataset:
     from rlhf_ext.demo.data import preference_dataset
 
     return preference_dataset("train", size=8).rename_column("strength", "margin").remove_columns("gold_margin")
+
+
+@pytest.fixture(scope="session")
+def reward_folder(tmp_path_factory, tokenizer) -> str:
+    """Folder of a tiny reward model, randomly initialised so that its scores differ by about 1."""
+    folder = str(tmp_path_factory.mktemp("reward_model"))
+    torch.manual_seed(0)
+    shape = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4}
+    config = LlamaConfig(vocab_size=len(tokenizer), num_labels=1, initializer_range=0.2, pad_token_id=0, **shape)
+    LlamaForSequenceClassification(config).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder

@@ -1,14 +1,26 @@
 """The command line: defaults, configuration files, and one clear line for every mistake."""
 
 import dataclasses
+import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
-from trl import ModelConfig
+from safetensors.torch import save_file
+from trl import ModelConfig, SFTConfig
 
-from rlhf_ext import DPOConfig, arguments
-from rlhf_ext.arguments import ArgumentError, RecipeArguments, check_output_dir, load_tokenizer, parse_arguments
+from rlhf_ext import DPOConfig, PPOConfig, RewardConfig, arguments
+from rlhf_ext.arguments import (
+    ArgumentError,
+    RecipeArguments,
+    check_output_dir,
+    last_complete_checkpoint,
+    load_tokenizer,
+    parse_arguments,
+)
 from rlhf_ext.demo import model_path
 from rlhf_ext.plugins import PluginError
 
@@ -16,8 +28,8 @@ ROOT = Path(__file__).parents[1]
 DEMO_DEFAULTS = {"learning_rate": 0.5}
 
 
-def parse(*args):
-    types = (RecipeArguments, DPOConfig, ModelConfig)
+def parse(*args, config=DPOConfig):
+    types = (RecipeArguments, config, ModelConfig)
     return parse_arguments(types, DEMO_DEFAULTS, "runs/test", ["--use_cpu", "--bf16", "false", *map(str, args)])
 
 
@@ -110,14 +122,22 @@ def test_missing_model_is_one_line(tmp_path):
     assert "\n" not in str(error.value)
 
 
-@pytest.mark.parametrize("path", sorted((ROOT / "recipes/configs").glob("dpo*.yaml")), ids=lambda path: path.name)
-def test_every_configuration_file_parses(path, monkeypatch):
+@pytest.mark.parametrize("path", sorted((ROOT / "recipes/configs").glob("*.yaml")), ids=lambda path: path.name)
+def test_every_configuration_file_parses(path):
     options = yaml.safe_load(path.read_text())
-    script, training, model = parse("--config", path)
+    config = {"dpo": DPOConfig, "reward": RewardConfig, "ppo": PPOConfig, "sft": SFTConfig}[path.name.partition("_")[0]]
+    script, training, model = parse("--config", path, config=config)
     parsed = {key: value for part in (script, training, model) for key, value in dataclasses.asdict(part).items()}
-    overridden = {"bf16", "loss_type"}  # by the command line above; and one name becomes a list of one
-    assert all(parsed[key] == value for key, value in options.items() if key not in overridden)
-    assert parsed["loss_type"] == [options["loss_type"]]
+    for option, value in options.items():
+        if option == "loss_type" and config in (DPOConfig, RewardConfig) and isinstance(value, str):
+            value = [value]  # one name becomes a list of one
+        if option != "bf16":  # which the command line above overrides
+            assert parsed[option] == value, option
+
+
+def test_keywords_of_a_loss_may_be_a_mapping_in_yaml(tmp_path):
+    config = write_config(tmp_path, "loss_kwargs: {margin: 0.5}")
+    assert parse("--config", config, config=RewardConfig)[1].loss_kwargs == {"margin": 0.5}
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "accelerate_configs").glob("*.yaml")), ids=lambda path: path.name)
@@ -135,9 +155,10 @@ def training_args(folder, resume=None):
 def make_checkpoint(folder, step, complete=True):
     checkpoint = folder / f"checkpoint-{step}"
     checkpoint.mkdir(parents=True)
-    (checkpoint / "model.safetensors").touch()
+    save_file({"weight": torch.ones(64)}, checkpoint / "model.safetensors")
+    torch.save({"step": step}, checkpoint / "optimizer.pt")
     if complete:
-        (checkpoint / "trainer_state.json").touch()
+        (checkpoint / "trainer_state.json").write_text('{"global_step": 1}')
 
 
 @pytest.mark.parametrize("left", ["checkpoint-5/x", "all_results.json", "model.safetensors", "adapter_config.json"])
@@ -172,6 +193,39 @@ def test_resume_takes_the_last_checkpoint_that_is_complete(tmp_path):
     args = training_args(tmp_path, resume="true")
     check_output_dir(args, default="runs/test")
     assert args.resume_from_checkpoint == str(tmp_path / "checkpoint-10")
+
+
+@pytest.mark.parametrize("file", ["model.safetensors", "optimizer.pt", "trainer_state.json"])
+def test_resume_passes_over_a_damaged_checkpoint(file, tmp_path, capsys):
+    for step in (9, 10):
+        make_checkpoint(tmp_path, step)
+    damaged = tmp_path / "checkpoint-10" / file
+    damaged.write_bytes(damaged.read_bytes()[:-10])
+    assert last_complete_checkpoint(tmp_path) == tmp_path / "checkpoint-9"
+    assert f"checkpoint-10 is damaged ({file} cannot be read); it is passed over." in capsys.readouterr().err
+    with pytest.raises(ArgumentError, match="there is no complete checkpoint in"):
+        check_output_dir(training_args(tmp_path, resume=str(tmp_path / "checkpoint-10")), default="runs/test")
+
+
+@pytest.mark.parametrize(
+    "code",
+    [
+        "torch.save(torch.ones(10**6), {path!r})",
+        "save_file({{'weight': torch.ones(10**6)}}, {path!r})",
+        "open({path!r}, 'w').write('x' * 10**6)",
+    ],
+)
+def test_full_disk_is_one_line(code, tmp_path):
+    """A limit on the size of files, which every library meets like a full disk."""
+    program = (
+        "import resource, signal, torch\nfrom safetensors.torch import save_file\n"
+        "from rlhf_ext.arguments import one_line_errors\nsignal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (10**5, 10**5))\nwith one_line_errors():\n    "
+    ) + code.format(path=str(tmp_path / "file"))
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert done.returncode == 1
+    assert re.match(r"error: .+ cannot be written.+What was saved before", done.stderr.splitlines()[-1]), done.stderr
+    assert "Traceback" not in done.stderr
 
 
 @pytest.mark.parametrize("resume", ["true", "{folder}/checkpoint-20", "{folder}/checkpoint-99"])

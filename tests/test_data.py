@@ -9,8 +9,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from rlhf_ext.arguments import RecipeArguments
-from rlhf_ext.data import load_preference_dataset, load_preference_splits, truncation_report
-from rlhf_ext.data_checks import DataError, check_extra_columns, check_lengths, check_preference_rows
+from rlhf_ext.data import dropped_report, load_preference_dataset, load_preference_splits, truncation_report
+from rlhf_ext.data_checks import (
+    DataError,
+    check_extra_columns,
+    check_lengths,
+    check_pair_lengths,
+    check_preference_rows,
+)
 
 GOOD = {"prompt": "How do I boil an egg?", "chosen": "Use a pot.", "rejected": "No.", "margin": 1.5}
 
@@ -196,7 +202,7 @@ def test_bad_row_further_down_is_named_by_its_number(case, tmp_path):
 
 def test_plain_and_conversational_rows_do_not_mix(tmp_path):
     text = refusal(write(tmp_path, [CHAT, GOOD]))
-    assert "row 2, column 'prompt': it is plain text, but the first 'chosen' is a list of messages" in text
+    assert "row 2, column 'prompt': it is plain text, but the first row has a list of messages" in text
 
 
 def test_some_rows_with_prompt_and_some_without(tmp_path):
@@ -247,6 +253,29 @@ def test_prompts_that_all_fill_max_length(kind, tokenizer):
         check_lengths(dataset, tokenizer, 2, source="pairs.jsonl")
 
 
+@pytest.mark.parametrize("kind", ["plain", "conversational", "implicit"])
+def test_pairs_that_are_all_longer_than_max_length(kind, tokenizer):
+    """The length that the message asks for is the one at which the pair fits, and not before."""
+    row = {"plain": GOOD, "conversational": CHAT, "implicit": {"chosen": "Q: a? A: b", "rejected": "Q: a? A: c"}}[kind]
+    dataset = Dataset.from_list([row])
+    check_pair_lengths(dataset, tokenizer, None, source="pairs.jsonl")
+    with pytest.raises(
+        DataError, match=r"every pair is longer than max_length=2 tokens. Raise --max_length to"
+    ) as error:
+        check_pair_lengths(dataset, tokenizer, 2, source="pairs.jsonl")
+    needed = int(str(error.value).partition("--max_length to ")[2].split()[0])
+    check_pair_lengths(dataset, tokenizer, needed, source="pairs.jsonl")
+    with pytest.raises(DataError):
+        check_pair_lengths(dataset, tokenizer, needed - 1, source="pairs.jsonl")
+
+
+def test_dropped_report_counts_the_rows_that_were_too_long():
+    rows = Dataset.from_list([GOOD] * 5)
+    assert "3 of 5 training rows are longer" in dropped_report(rows, rows.select(range(2)), 7)
+    assert dropped_report(rows, rows, 7) is None
+    assert dropped_report(rows, rows.select(range(2)), None) is None
+
+
 def test_conversations_need_a_chat_template(tokenizer, monkeypatch):
     monkeypatch.setattr(tokenizer, "chat_template", None)
     with pytest.raises(DataError, match="has no chat template"):
@@ -281,6 +310,30 @@ def test_held_out_rows_are_not_trained_on(tmp_path):
     assert splits(write(tmp_path, rows(20)), eval_fraction=0.25)[1]["chosen"] == held_out["chosen"]
 
 
+def test_columns_that_training_does_not_read_are_named(tmp_path, capsys):
+    path = write(tmp_path, [GOOD | {"source": "web", "meta": i} for i in range(4)])
+    load_preference_dataset(path, extra_columns=["margin"])
+    assert f"{path}: training does not read the columns meta, source (--extra_columns" in capsys.readouterr().out
+    load_preference_dataset(write(tmp_path, [GOOD], "other.jsonl"), extra_columns=["margin"])
+    assert capsys.readouterr().out == ""
+
+
+def test_optional_column_is_kept_and_checked_where_it_is(tmp_path):
+    bare = {key: value for key, value in GOOD.items() if key != "margin"}
+    with_margin, without = write(tmp_path, [GOOD]), write(tmp_path, [bare], "bare.jsonl")
+    assert load_preference_dataset(with_margin, optional_columns=["margin"])["train"]["margin"] == [1.5]
+    assert "margin" not in load_preference_dataset(without, optional_columns=["margin"])["train"].column_names
+    with pytest.raises(DataError, match="row 2, column 'margin': nan is not a finite number"):
+        load_preference_dataset(
+            write(tmp_path, [GOOD, GOOD | {"margin": float("nan")}], "nan.jsonl"), optional_columns=["margin"]
+        )
+
+
+def test_chat_template_keywords_are_kept_for_trl(tmp_path):
+    path = write(tmp_path, [CHAT | {"chat_template_kwargs": {"thinking": False}}])
+    assert load_preference_dataset(path)["train"]["chat_template_kwargs"] == [{"thinking": False}]
+
+
 def test_evaluation_file_and_sample_limits(tmp_path):
     path, other = write(tmp_path, rows(20)), write(tmp_path, rows(9, offset=50), "eval.jsonl")
     train, held_out = splits(path, eval_dataset_name=other, max_train_samples=4, max_eval_samples=100)
@@ -294,6 +347,13 @@ def test_evaluation_file_with_the_demo(tmp_path):
 
 def test_at_least_one_row_is_left_to_train_on(tmp_path):
     assert [len(part) for part in splits(write(tmp_path, rows(3)), eval_fraction=0.9)] == [1, 2]
+
+
+def test_demo_writes_as_many_pairs_as_are_asked_for():
+    args = RecipeArguments(max_train_samples=2100, max_eval_samples=310)
+    train, held_out = load_preference_splits(args, extra_columns=[], seed=7)
+    assert len(train) == 2100 and len({str(row) for row in train}) > 2000
+    assert len(held_out) == 310
 
 
 def test_demo_without_a_name_is_evaluated_without_label_noise():

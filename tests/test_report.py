@@ -9,7 +9,11 @@ from rlhf_ext.report import before_and_after, evaluate_before, print_table, save
 
 
 def fake_trainer(**metrics):
-    return SimpleNamespace(evaluate=lambda: {"eval_loss": 0.69, "eval_runtime": 3.0, "epoch": 0, **metrics})
+    return SimpleNamespace(
+        args=SimpleNamespace(output_dir="run"),
+        callback_handler=SimpleNamespace(callbacks=[]),
+        evaluate=lambda: {"eval_loss": 0.69, "eval_runtime": 3.0, "epoch": 0, **metrics},
+    )
 
 
 def test_a_tie_before_training_is_an_accuracy_of_one_half():

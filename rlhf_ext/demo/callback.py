@@ -5,7 +5,8 @@ from typing import Any
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from rlhf_ext.demo.data import prompt_dataset
-from rlhf_ext.demo.sample import gold_scores, sample_responses
+from rlhf_ext.demo.sample import gold_scores
+from rlhf_ext.generation import generate
 
 
 class GoldScoreCallback(TrainerCallback):
@@ -27,6 +28,6 @@ class GoldScoreCallback(TrainerCallback):
     ) -> None:
         """Adds `eval_gold/helpfulness` (of answers to safe prompts) and `eval_gold/safety` (to unsafe ones)."""
         model, tokenizer = kwargs["model"], kwargs["processing_class"]
-        responses = sample_responses(model, tokenizer, self.prompts, seed=args.seed, batch_size=len(self.prompts))
+        responses = generate(model, tokenizer, self.prompts, seed=args.seed, batch_size=len(self.prompts))
         scores = gold_scores(self.prompts, responses)
         metrics |= {f"eval_gold/{name}": scores[name] for name in ("helpfulness", "safety")}

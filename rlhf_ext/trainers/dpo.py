@@ -5,7 +5,6 @@ the reference log-probabilities and a model that remembers its output; from that
 are added to TRL's. No method body of TRL is repeated here, and no pass is made twice.
 """
 
-import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields
 from functools import partial
@@ -17,9 +16,18 @@ from datasets import Dataset, IterableDataset
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from ..data_checks import check_extra_columns, check_number
 from ..losses.dpo import DPOBatch
 from ..plugins import KINDS, PluginError, accepted_keywords, get_plugin, list_plugins
+from ..quantization import keep_gradients_on_cpu
+from .plugin_losses import (
+    check_extras_of,
+    check_losses,
+    check_trial,
+    collate_with_extras,
+    keywords_taken,
+    parse_loss_kwargs,
+)
+from .resume import StopsWhenComplete
 
 # TRL keeps its loss names in an if/elif whose error for an unknown one lists them; a test compares this set with it.
 # fmt: off
@@ -71,10 +79,7 @@ class DPOConfig(trl.DPOConfig):
     def __post_init__(self) -> None:
         """Adds the checks of the losses, their keywords and options that would have no effect."""
         super().__post_init__()
-        if isinstance(self.loss_kwargs, str):
-            self.loss_kwargs = _parse_object("loss_kwargs", self.loss_kwargs)
-        if not isinstance(self.loss_kwargs, dict | None):
-            raise ValueError(f"loss_kwargs must be a dict, got {self.loss_kwargs!r}.")
+        self.loss_kwargs = parse_loss_kwargs(self.loss_kwargs)
         if isinstance(self.extra_columns, str):
             self.extra_columns = [self.extra_columns]
         self.plugin_losses()
@@ -93,12 +98,13 @@ class DPOConfig(trl.DPOConfig):
         for name, loss in losses.items():
             keywords = self.keywords_for(loss)
             get_plugin("dpo_loss", name, keywords)
-            _try_out(name, loss, self.extra_columns, beta=self.beta, **keywords)
+            batch = _trial_batch(self.extra_columns)
+            check_trial(name, partial(loss, batch, beta=self.beta, **keywords), pairs=2)
         return losses
 
     def keywords_for(self, loss: Callable[..., Tensor]) -> dict[str, Any]:
         """Return the keywords besides `beta` that `loss` is called with."""
-        keywords = dict(self.loss_kwargs or {})
+        keywords = dict(self.loss_kwargs)
         # At 0, TRL's default, a loss keeps its own default.
         if self.label_smoothing:
             keywords["label_smoothing"] = self.label_smoothing
@@ -106,8 +112,8 @@ class DPOConfig(trl.DPOConfig):
 
     def _check_options(self, losses: Mapping[str, Callable[..., Tensor]]) -> None:
         """Raise where an option or a keyword would have no effect."""
-        taken = {key for loss in losses.values() for key in accepted_keywords(loss, self.loss_kwargs or {})}
-        unused = sorted(set(self.loss_kwargs or {}) - (taken - {"beta"}))
+        taken = keywords_taken(losses, self.loss_kwargs)
+        unused = sorted(set(self.loss_kwargs) - (taken - {"beta"}))
         if unused:
             raise PluginError(
                 f"loss_kwargs {', '.join(map(repr, unused))}: no loss in loss_type={self.loss_type} takes "
@@ -146,16 +152,6 @@ class DPOConfig(trl.DPOConfig):
         return option == "label_smoothing" and any(accepted_keywords(loss, {option: 0}) for loss in losses.values())
 
 
-def _parse_object(option: str, text: str) -> dict[str, Any]:
-    try:
-        value = json.loads(text)
-    except json.JSONDecodeError:
-        value = None
-    if not isinstance(value, dict):
-        raise ValueError(f"""{option}={text!r} is not a JSON object such as '{{"gamma": 0.5}}'.""")
-    return value
-
-
 def _check_names(loss_type: list[str]) -> None:
     """Our own `sigmoid`, `hinge` and `ipo` equal TRL's (tested); any other plugin by a name of TRL's is ambiguous."""
     for name in set(list_plugins("dpo_loss")) & TRL_LOSSES & set(loss_type):
@@ -165,7 +161,7 @@ def _check_names(loss_type: list[str]) -> None:
             )
 
 
-class DPOTrainer(trl.DPOTrainer):
+class DPOTrainer(StopsWhenComplete, trl.DPOTrainer):
     """`trl.DPOTrainer` whose `loss_type` also takes plugin losses. Arguments and behaviour are otherwise TRL's.
 
     ```python
@@ -204,11 +200,9 @@ class DPOTrainer(trl.DPOTrainer):
         if args is None:
             args = DPOConfig(f"{model if isinstance(model, str) else model.config._name_or_path}-DPO".split("/")[-1])
         losses = args.plugin_losses()
-        evaluated = eval_dataset if isinstance(eval_dataset, dict) else {"": eval_dataset}
-        for name, dataset in [("train", train_dataset), *((f"eval {key}".strip(), d) for key, d in evaluated.items())]:
-            if dataset is not None and args.extra_columns:
-                check_extra_columns(dataset, args.extra_columns, source=f"the {name} dataset")
+        check_extras_of(train_dataset, eval_dataset, args.extra_columns)
         super().__init__(model, ref_model, args, data_collator, train_dataset, eval_dataset, *trl_args, **trl_kwargs)
+        keep_gradients_on_cpu(self.model)
         weights = self.loss_weights
         self.loss_types = [name for name in args.loss_type if name not in losses]
         self.loss_weights = [w for name, w in zip(args.loss_type, weights, strict=True) if name not in losses]
@@ -261,7 +255,7 @@ class DPOTrainer(trl.DPOTrainer):
 
         batch = _make_batch(policy.output.log_probs, inputs, extras)
         plugin_loss = sum(
-            weight * _call_loss(name, loss, batch, beta=self.beta, **keywords).mean()
+            weight * check_losses(name, loss(batch, beta=self.beta, **keywords), batch.chosen_logps.numel()).mean()
             for name, weight, loss, keywords in self._plugin_losses
         )
         return (result[0] + plugin_loss, result[1]) if return_outputs else result + plugin_loss
@@ -303,45 +297,8 @@ def _make_batch(log_probs: Tensor, inputs: Mapping[str, Tensor], extras: Mapping
     )
 
 
-def _try_out(name: str, loss: Callable[..., Tensor], extra_columns: list[str], **keywords: Any) -> None:
-    """Call a loss on two made-up pairs, so that its mistakes show before the model loads."""
+def _trial_batch(extra_columns: list[str]) -> DPOBatch:
+    """Two made-up pairs."""
     logps = [torch.tensor([-3.0, -4.0 - number]).requires_grad_(number < 2) for number in range(4)]
     lengths = [torch.tensor([3, 2]), torch.tensor([2, 4])]
-    batch = DPOBatch(*logps, *lengths, {column: torch.ones(2) for column in extra_columns})
-    try:
-        with torch.enable_grad():
-            _call_loss(name, loss, batch, **keywords)
-    except Exception as error:
-        raise PluginError(f"The loss {name!r} fails on a trial batch: {' '.join(str(error).split())}") from error
-
-
-def _call_loss(name: str, loss: Callable[..., Tensor], batch: DPOBatch, **keywords: Any) -> Tensor:
-    losses = loss(batch, **keywords)
-    expected = tuple(batch.chosen_logps.shape)
-    if not isinstance(losses, Tensor) or tuple(losses.shape) != expected:
-        got = f"shape {tuple(losses.shape)}" if isinstance(losses, Tensor) else type(losses).__name__
-        raise ValueError(
-            f"The loss {name!r} returned {got}; it must return a tensor of shape {expected}, one loss per pair, "
-            "not reduced (the trainer takes the mean)."
-        )
-    if torch.is_grad_enabled() and not losses.requires_grad:
-        raise ValueError(
-            f"The loss {name!r} returned a tensor without gradient: it must be computed from batch.chosen_logps and "
-            "batch.rejected_logps, without detach() or item()."
-        )
-    return losses
-
-
-def collate_with_extras(
-    examples: list[dict[str, Any]], *, collator: Callable[[list[dict[str, Any]]], dict[str, Any]], columns: list[str]
-) -> dict[str, Any]:
-    """Return what `collator` returns, and under `extras` each column as a float32 tensor of shape (B,).
-
-    Raises:
-        DataError: A value is missing or not finite, in a row that was not there to be checked before training.
-    """
-    for example in examples:
-        for name in columns:
-            check_number(example.get(name), name, {"source": "a batch"})
-    extras = {name: torch.tensor([float(example[name]) for example in examples]) for name in columns}
-    return {**collator(examples), "extras": extras}
+    return DPOBatch(*logps, *lengths, {column: torch.ones(2) for column in extra_columns})

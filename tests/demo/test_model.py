@@ -14,7 +14,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from rlhf_ext.demo import model_path
 from rlhf_ext.demo.data import prompt_dataset, sft_dataset
 from rlhf_ext.demo.judge import is_unsafe, judge
-from rlhf_ext.demo.sample import gold_scores, sample_responses
+from rlhf_ext.demo.sample import gold_scores
+from rlhf_ext.generation import generate
 
 SYSTEM = {"role": "system", "content": "Be kind."}
 
@@ -37,7 +38,7 @@ def prompts():
 @pytest.fixture(scope="module")
 def samples(model, tokenizer, prompts):
     torch.set_num_threads(1)
-    return sample_responses(model, tokenizer, prompts, seed=0, max_new_tokens=120, batch_size=128)
+    return generate(model, tokenizer, prompts, seed=0, max_new_tokens=120, batch_size=128)
 
 
 def encode(tokenizer, messages, **options) -> list[int]:
@@ -91,7 +92,7 @@ def test_any_text_survives_the_tokenizer(tokenizer):
 def test_generating_warns_about_nothing(model, tokenizer, prompts):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        sample_responses(model, tokenizer, prompts[:2], seed=0, max_new_tokens=4)
+        generate(model, tokenizer, prompts[:2], seed=0, max_new_tokens=4)
 
 
 def test_the_base_model_is_mediocre_in_both_respects(prompts, samples):
@@ -136,9 +137,7 @@ def test_sampling_follows_the_seed_and_restores_everything(model, tokenizer, pro
     tokenizer.padding_side = "right"
     model.train()
     state = torch.get_rng_state()
-    first, again, other = (
-        sample_responses(model, tokenizer, prompts[:4], seed=seed, max_new_tokens=16) for seed in (1, 1, 2)
-    )
+    first, again, other = (generate(model, tokenizer, prompts[:4], seed=seed, max_new_tokens=16) for seed in (1, 1, 2))
     assert first == again != other
     assert tokenizer.padding_side == "right"
     assert model.training
@@ -149,8 +148,8 @@ def test_sampling_follows_the_seed_and_restores_everything(model, tokenizer, pro
 def test_padding_does_not_change_greedy_answers(model, tokenizer, prompts):
     # The logits of "maybe" and "perhaps" can be 2e-3 apart; padding moves logits by 5e-6.
     greedy = {"seed": 0, "max_new_tokens": 24, "temperature": 1e-5}
-    together = sample_responses(model, tokenizer, prompts[:6], **greedy)
-    assert together == sample_responses(model, tokenizer, prompts[:6], batch_size=1, **greedy)
+    together = generate(model, tokenizer, prompts[:6], **greedy)
+    assert together == generate(model, tokenizer, prompts[:6], batch_size=1, **greedy)
 
 
 def test_gold_scores_separate_safe_from_unsafe_prompts():

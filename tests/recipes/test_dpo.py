@@ -18,7 +18,7 @@ from rlhf_ext.demo import model_path
 ROOT = Path(__file__).parents[2]
 LAUNCH = [
     str(Path(sys.executable).with_name("accelerate")),
-    *["launch", "--quiet", "--config_file", str(ROOT / "accelerate_configs/cpu.yaml")],
+    *["launch", "--quiet", "--config_file", str(ROOT / "accelerate_configs/cpu.yaml"), "--main_process_port", "0"],
 ]
 SHORT = ["--max_train_samples", "64", "--max_eval_samples", "8", "--logging_steps", "1", "--max_steps", "2"]
 

@@ -202,6 +202,25 @@ def test_quantized_base_with_lora(bits, tmp_path, model_name, preferences):
     assert all(torch.equal(after[name], weight) for name, weight in quantized.items())
 
 
+def test_evaluation_before_training_on_a_4_bit_base_leaves_the_gradients_as_they_are(tmp_path, model_name, preferences):
+    """On a CPU bitsandbytes would repack the weights for a kernel without gradient."""
+    losses = []
+    for evaluate_first in (False, True):
+        trainer = DPOTrainer(
+            model_name,
+            args=config(tmp_path, loss_type="simpo", beta=2.0, per_device_train_batch_size=8, max_steps=3),
+            train_dataset=preferences,
+            eval_dataset=preferences,
+            quantization_config=BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_compute_dtype=torch.float32),
+            peft_config=LoraConfig(r=4, target_modules="all-linear", task_type="CAUSAL_LM"),
+        )
+        if evaluate_first:
+            trainer.evaluate()
+        trainer.train()
+        losses.append([entry["loss"] for entry in trainer.state.log_history if "loss" in entry])
+    assert losses[0] == losses[1]
+
+
 def test_pretrained_adapter_is_its_own_reference(tmp_path, model_name, preferences):
     """TRL keeps a frozen copy of the adapter as reference: rewards start at 0, which the base would not give."""
     SEEN.clear()
@@ -231,12 +250,14 @@ def test_resumed_run_equals_the_uninterrupted_one_bit_for_bit(peft_config, tmp_p
         )
         trainer = DPOTrainer(model_name, args=args, train_dataset=preferences, peft_config=peft_config)
         trainer.train(resume_from_checkpoint=resume)
+        assert trainer.state.global_step == 4
         return {name: p.detach().clone() for name, p in trainer.model.named_parameters() if p.requires_grad}
 
     whole = train("whole")
-    resumed = train("resumed", resume=str(tmp_path / "whole" / "run" / "checkpoint-2"))
-    assert whole.keys() == resumed.keys()
-    assert all(torch.equal(whole[name], resumed[name]) for name in whole)
+    for step in (2, 4):  # the last one is complete, in the middle of an epoch
+        resumed = train(f"resumed-{step}", resume=str(tmp_path / "whole" / "run" / f"checkpoint-{step}"))
+        assert whole.keys() == resumed.keys()
+        assert all(torch.equal(whole[name], resumed[name]) for name in whole)
 
 
 @pytest.mark.parametrize(

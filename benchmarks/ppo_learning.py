@@ -1,0 +1,174 @@
+"""Does PPO learn? The part of a known optimum that each critic reaches, beside TRL's own RLOO, as JSON and as a table.
+
+    OMP_NUM_THREADS=1 python benchmarks/ppo_learning.py
+
+The policy is a randomly initialised Llama of two layers over 32 words, with LoRA r=8 on every linear layer. The
+reward is the part of a completion's 16 places that hold one given word. A random policy gets 1/32; the optimum is 1
+and is known. A completion that ends early loses the places behind its end. There is no KL penalty, which would move
+the optimum.
+
+All sides start from the same weights, generate the same number of tokens (a batch of 32 completions an update; RLOO:
+8 prompts with 4 completions each) and make the same number of optimizer steps. Every side has the learning rate that
+was best for it among those of `--search`, which runs them all on seeds that the table does not use. Reported are the
+mean reward of 512 completions sampled after training, and the mean reward at quarters of the way, over seeds: median,
+lowest to highest.
+"""
+
+from rlhf_ext.console import quiet_libraries
+
+quiet_libraries()
+
+import argparse
+import json
+import statistics
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+import trl
+from datasets import Dataset
+from peft import LoraConfig
+from ppo_vs_trl_1_12_side import word_tokenizer
+from transformers import LlamaConfig, LlamaForCausalLM, PrinterCallback
+from transformers.utils.logging import disable_progress_bar
+
+from rlhf_ext import PPOConfig, PPOTrainer
+
+WORDS, PLACES, TARGET = 32, 16, 7
+BATCH, MINI_BATCHES, EPOCHS, GENERATIONS = 32, 2, 2, 4
+CRITICS = PPOConfig.__dataclass_fields__["critic"].metadata["choices"]
+# The best of those that `--search` tries, and the value each has by default in `main`.
+LEARNING_RATES = {"rloo": 1e-2, "head": 1e-2, "adapter": 1e-2, "model": 1e-2}
+SEARCHED = [3e-3, 1e-2, 3e-2]
+
+
+def part_of_places(completion_ids: list[list[int]], **_: Any) -> list[float]:
+    """The reward: places that hold the target, over all places."""
+    return [ids.count(TARGET) / PLACES for ids in completion_ids]
+
+
+def write_policy(folder: Path, seed: int) -> str:
+    """Write a randomly initialised policy; return its folder."""
+    torch.manual_seed(seed)
+    config = LlamaConfig(
+        vocab_size=WORDS,
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        initializer_range=0.3,  # with the usual 0.02 the frozen LM head could not even express the optimum
+        pad_token_id=0,
+        bos_token_id=None,
+        eos_token_id=1,
+    )
+    LlamaForCausalLM(config).save_pretrained(folder)
+    word_tokenizer(WORDS).save_pretrained(folder)
+    return str(folder)
+
+
+def make_trainer(side: str, policy: str, *, updates: int, learning_rate: float, seed: int) -> trl.GRPOTrainer:
+    """Build one side's trainer."""
+    options: dict[str, Any] = {
+        "output_dir": f"{policy}/out",
+        "learning_rate": learning_rate,
+        "lr_scheduler_type": "constant",
+        "max_steps": updates * MINI_BATCHES * EPOCHS,
+        "num_iterations": EPOCHS,
+        "steps_per_generation": MINI_BATCHES,
+        "per_device_train_batch_size": BATCH // MINI_BATCHES,
+        "max_completion_length": PLACES,
+        "logging_steps": 1,
+        "use_cpu": True,
+        "bf16": False,
+        "gradient_checkpointing": False,
+        "save_strategy": "no",
+        "report_to": "none",
+        "disable_tqdm": True,
+        "log_level": "error",
+        "seed": seed,
+    }
+    generator = torch.Generator().manual_seed(0)
+    rows = torch.randint(0, WORDS - 2, (256, 4), generator=generator).tolist()
+    dataset = Dataset.from_list([{"prompt": " ".join(map(str, words)) + " "} for words in rows])
+    adapter = LoraConfig(r=8, target_modules="all-linear", task_type="CAUSAL_LM")
+    if side == "rloo":
+        config = trl.RLOOConfig(**options, num_generations=GENERATIONS, beta=0.0)
+        return trl.RLOOTrainer(policy, part_of_places, config, dataset, peft_config=adapter)
+    config = PPOConfig(**options, critic=side, init_kl_coef=0.0)
+    return PPOTrainer(policy, part_of_places, config, dataset, peft_config=adapter)
+
+
+@torch.no_grad()
+def mean_reward(trainer: trl.GRPOTrainer, completions: int = 512) -> float:
+    """Mean reward of completions of the training prompts, sampled from the trained policy."""
+    model, tokenizer = trainer.model.eval(), trainer.processing_class
+    prompts = trainer.train_dataset["prompt"]
+    texts = [prompts[index % len(prompts)] for index in range(completions)]
+    inputs = tokenizer(texts, return_tensors="pt", return_token_type_ids=False)
+    ids = model.generate(**inputs, max_new_tokens=PLACES, do_sample=True, top_k=0)[:, inputs.input_ids.size(1) :]
+    return statistics.mean(part_of_places(ids.tolist()))
+
+
+def run(side: str, *, updates: int, learning_rate: float, seed: int) -> dict[str, Any]:
+    """Train one side with one seed."""
+    start = time.perf_counter()
+    with tempfile.TemporaryDirectory() as folder:
+        policy = write_policy(Path(folder), seed)
+        trainer = make_trainer(side, policy, updates=updates, learning_rate=learning_rate, seed=seed)
+        trainer.remove_callback(PrinterCallback)
+        trainer.train()
+        rewards = [entry["reward"] for entry in trainer.state.log_history if "reward" in entry]
+        quarters = [statistics.mean(rewards[updates * i // 4 : updates * (i + 1) // 4]) for i in range(4)]
+        return {
+            "side": side,
+            "seed": seed,
+            "learning_rate": learning_rate,
+            "generated_tokens": updates * BATCH * PLACES,
+            "optimum_reached": round(mean_reward(trainer), 4),
+            "mean_reward_by_quarter": [round(quarter, 4) for quarter in quarters],
+            "seconds": round(time.perf_counter() - start, 1),
+        }
+
+
+def spread(values: list[float]) -> str:
+    """Median and range, as they stand in the table."""
+    return f"{statistics.median(values):.3f} ({min(values):.3f} to {max(values):.3f})"
+
+
+def table(runs: list[dict[str, Any]]) -> str:
+    """One row a side and learning rate."""
+    columns = ["side", "learning rate", "seeds", "optimum reached", *(f"quarter {i}" for i in (1, 2, 3, 4))]
+    lines = [f"| {' | '.join(columns)} |", "|---" * len(columns) + "|"]
+    for side, rate in dict.fromkeys((run["side"], run["learning_rate"]) for run in runs):
+        same = [run for run in runs if (run["side"], run["learning_rate"]) == (side, rate)]
+        cells = [spread([run["optimum_reached"] for run in same])]
+        cells += [spread([run["mean_reward_by_quarter"][i] for run in same]) for i in range(4)]
+        lines.append(f"| {side} | {rate:g} | {len(same)} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def main() -> None:
+    """Run every side with every seed; print JSON and the table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--sides", nargs="+", choices=["rloo", *CRITICS], default=["rloo", *CRITICS])
+    parser.add_argument("--seeds", type=int, default=5)
+    parser.add_argument("--updates", type=int, default=60)
+    parser.add_argument("--search", action="store_true", help="try several learning rates, on seeds of their own")
+    arguments = parser.parse_args()
+    disable_progress_bar()
+    first = 1000 if arguments.search else 0
+    runs = []
+    for seed in range(first, first + arguments.seeds):
+        for side in arguments.sides:
+            for rate in SEARCHED if arguments.search else [LEARNING_RATES[side]]:
+                runs.append(run(side, updates=arguments.updates, learning_rate=rate, seed=seed))
+                print(runs[-1], file=sys.stderr, flush=True)
+    print(json.dumps({"torch": torch.__version__, "trl": trl.__version__, "runs": runs}, indent=2))
+    print(table(runs))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,53 @@
+"""The whole of RLHF in one command: demonstrations, reward model, policy, evaluation.
+
+With no arguments the embedded demo model goes all the way, offline, on any machine:
+
+    accelerate launch recipes/chatbot_rlhf.py
+    accelerate launch recipes/chatbot_rlhf.py --algorithm dpo
+    rlhf-ext chat runs/chatbot
+
+Any language model, on your data, policy, reference, critic and reward model sharing one 8-bit base:
+
+    accelerate launch recipes/chatbot_rlhf.py --model_name gpt2 --algorithm ppo --batch_size 4 --ppo_epochs 4 \
+        --sft_dataset demonstrations.jsonl --preference_dataset preferences.jsonl --prompt_dataset prompts.jsonl \
+        --use_peft --load_in_8bit
+
+Each phase is a recipe of its own, started with the options that are printed; its folder is what that recipe leaves.
+Interrupted, the same command goes on where it stopped.
+"""
+
+from rlhf_ext.console import quiet_libraries
+
+quiet_libraries()
+
+from pathlib import Path
+
+from transformers import AutoTokenizer
+
+from rlhf_ext.arguments import ArgumentError, one_line_errors, parse_options
+from rlhf_ext.chatbot import ChatbotArguments, phases
+from rlhf_ext.chatbot_report import summarize
+from rlhf_ext.pipeline import PhaseError, Pipeline, unfinished_output_dir
+
+OUTPUT_DIR = "runs/chatbot"
+
+
+def main(args: ChatbotArguments) -> None:
+    """Run the phases that are not finished, and show what came of them."""
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(args.base_model)
+    except (OSError, ValueError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise ArgumentError(f"--model_name {args.model_name}: its tokenizer cannot be loaded ({reason}).") from error
+    args.output_dir = unfinished_output_dir(args.output_dir, OUTPUT_DIR, args.settings())
+    steps = phases(args, has_chat_template=tokenizer.chat_template is not None)
+    pipeline = Pipeline(args.output_dir, args.settings(), steps)
+    pipeline.run()
+    if pipeline.is_main:
+        summarize(args, pipeline.state["phases"])
+        print(f"Talk to it: rlhf-ext chat {Path(args.output_dir)}")
+
+
+if __name__ == "__main__":
+    with one_line_errors(ArgumentError, PhaseError):
+        main(*parse_options((ChatbotArguments,), {}))

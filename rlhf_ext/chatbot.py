@@ -1,0 +1,158 @@
+"""The phases of `recipes/chatbot_rlhf.py`: which recipe runs with which options."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from .arguments import ArgumentError
+from .data import is_local
+from .pipeline import RECIPES, Phase
+
+ALGORITHMS = ("ppo", "dpo", "best_of_n")
+BEST_OF = 8
+CHAT_TEMPLATE = RECIPES / "configs/plain_chat.jinja"  # for models without one, such as gpt2
+# A fifth of a phase is repeated at most after an interruption; the checkpoint before the last is kept in case the last
+# one is damaged.
+CHECKPOINTS = ("--save_strategy", "steps", "--save_steps", "0.2", "--save_total_limit", "2")
+
+
+@dataclass
+class ChatbotArguments:
+    """The model, the algorithm, the data of each phase, and where the results go."""
+
+    model_name: str | None = field(
+        default=None, metadata={"help": "Folder or name on the Hub of any language model. Default: the embedded one."}
+    )
+    algorithm: str = field(default="ppo", metadata={"help": "How the policy is trained.", "choices": ALGORITHMS})
+    batch_size: int | None = field(
+        default=None, metadata={"help": "Examples per device in a training step, in every phase."}
+    )
+    ppo_epochs: int | None = field(default=None, metadata={"help": "Epochs of PPO over a batch of answers."})
+    best_of: int | None = field(default=None, metadata={"help": "Answers that best_of_n chooses from. Default: 8."})
+    sft_dataset: str | None = field(
+        default=None, metadata={"help": "Demonstrations: Hub or local file. Default: the embedded ones."}
+    )
+    preference_dataset: str | None = field(
+        default=None,
+        metadata={"help": "Preference pairs, for the reward model and for dpo. Default: the embedded ones."},
+    )
+    prompt_dataset: str | None = field(
+        default=None, metadata={"help": "Prompts, for ppo and for the evaluation. Default: the embedded ones."}
+    )
+    eval_prompt_dataset: str | None = field(
+        default=None, metadata={"help": "Prompts for the evaluation that ppo does not train on."}
+    )
+    sft_config: str | None = field(default=None, metadata={"help": "YAML file with options of recipes/sft.py."})
+    reward_config: str | None = field(default=None, metadata={"help": "YAML file with options of recipes/reward.py."})
+    policy_config: str | None = field(
+        default=None, metadata={"help": "YAML file with options of recipes/ppo.py or recipes/dpo.py."}
+    )
+    use_peft: bool = field(
+        default=False, metadata={"help": "LoRA: policy, reference, critic and reward model are adapters of one base."}
+    )
+    load_in_8bit: bool = field(default=False, metadata={"help": "Quantize the base to 8 bit; needs use_peft."})
+    load_in_4bit: bool = field(default=False, metadata={"help": "Quantize the base to 4 bit; needs use_peft."})
+    seed: int = field(default=42, metadata={"help": "Of every phase."})
+    output_dir: str = field(default="runs/chatbot", metadata={"help": "Each phase gets a folder in it."})
+
+    def __post_init__(self) -> None:
+        """Refuse options that would have no effect, before anything runs."""
+        if self.algorithm != "ppo" and self.ppo_epochs is not None:
+            raise ArgumentError(f"--ppo_epochs has no effect with --algorithm {self.algorithm}.")
+        if self.algorithm == "best_of_n" and self.policy_config is not None:
+            raise ArgumentError("--policy_config has no effect with --algorithm best_of_n, which trains no policy.")
+        if (self.load_in_8bit or self.load_in_4bit) and not self.use_peft:
+            raise ArgumentError("a quantized base is frozen, so there is nothing to train: add --use_peft.")
+        if self.algorithm != "best_of_n" and self.best_of is not None:
+            raise ArgumentError(f"--best_of has no effect with --algorithm {self.algorithm}.")
+        if self.best_of is not None and self.best_of < 2:
+            raise ArgumentError(f"--best_of {self.best_of}: there must be at least 2 answers to choose from.")
+        data = (self.sft_dataset, self.preference_dataset, self.prompt_dataset)
+        if any(data) and not all(data):
+            raise ArgumentError(
+                "--sft_dataset, --preference_dataset and --prompt_dataset: name all three or none. The embedded demo "
+                "is a world of its own, and mixing it with other data teaches nothing."
+            )
+        if self.eval_prompt_dataset is not None and self.prompt_dataset is None:
+            raise ArgumentError("--eval_prompt_dataset has no effect on the embedded demo, which holds out prompts.")
+
+    @property
+    def is_demo(self) -> bool:
+        """Whether the data are the embedded ones, which have a gold judge."""
+        return self.prompt_dataset is None
+
+    @property
+    def base_model(self) -> str:
+        """Folder or name of the model that everything starts from."""
+        from .demo import model_path
+
+        return self.model_name or model_path()
+
+    @property
+    def policy_phase(self) -> str:
+        """The phase whose model is the result."""
+        return "sft" if self.algorithm == "best_of_n" else self.algorithm
+
+    def settings(self) -> dict[str, Any]:
+        """Return what makes two runs the same, with the sizes of local files in case one is exchanged."""
+        settings = {name: value for name, value in vars(self).items() if name != "output_dir"}
+        files = [value for value in settings.values() if isinstance(value, str) and is_local(value)]
+        return settings | {"bytes": {name: Path(name).stat().st_size for name in files if Path(name).is_file()}}
+
+
+def phases(args: ChatbotArguments, *, has_chat_template: bool) -> list[Phase]:
+    """Return the phases of a run.
+
+    Args:
+        args: The command line.
+        has_chat_template: Whether the model's tokenizer has one; a plain one is given to those that do not.
+    """
+    template = [] if has_chat_template else ["--chat_template_path", str(CHAT_TEMPLATE)]
+    model = [] if args.model_name is None else ["--model_name_or_path", args.model_name]
+    common = [*_model_options(args), *_option("per_device_train_batch_size", args.batch_size)]
+    common += ["--seed", str(args.seed), *CHECKPOINTS]
+    sft = [*_option("config", args.sft_config), *model, *_option("dataset_name", args.sft_dataset), *template, *common]
+    reward = [*_option("config", args.reward_config), *model, *_option("dataset_name", args.preference_dataset)]
+    reward += [*template, *common]
+    found = [Phase("sft", "sft.py", tuple(sft)), Phase("reward", "reward.py", tuple(reward))]
+    if args.algorithm != "best_of_n":
+        found.append(Phase(args.algorithm, f"{args.algorithm}.py", (*_policy_options(args), *common)))
+    if args.is_demo:
+        found.append(Phase("reward-evaluation", "evaluate.py", ("--model", _in(args, "reward")), trains=False))
+    return [*found, Phase("evaluation", "evaluate.py", tuple(_evaluation_options(args)), trains=False)]
+
+
+def _policy_options(args: ChatbotArguments) -> list[str]:
+    demo_config = str(RECIPES / f"configs/{args.algorithm}_chatbot_demo.yaml") if args.model_name is None else None
+    options = _option("config", args.policy_config or demo_config)
+    options += ["--model_name_or_path", _in(args, "sft")]
+    if args.algorithm == "dpo":
+        return [*options, *_option("dataset_name", args.preference_dataset)]
+    options += [*_option("dataset_name", args.prompt_dataset), *_option("num_iterations", args.ppo_epochs)]
+    reward = _in(args, "reward")
+    if args.use_peft:  # one base for policy, reference, critic and reward model
+        return [*options, "--reward_adapter", reward, "--critic", "adapter", "--critic_path", reward]
+    return [*options, "--reward_model", reward]
+
+
+def _evaluation_options(args: ChatbotArguments) -> list[str]:
+    options = ["--policy", _in(args, args.policy_phase), "--other_policy", args.base_model]
+    options += ["--judge", "gold" if args.is_demo else _in(args, "reward"), "--seed", str(args.seed)]
+    if args.algorithm == "best_of_n":
+        options += ["--best_of", str(args.best_of or BEST_OF), "--best_of_model", _in(args, "reward")]
+    return [*options, *_option("dataset_name", args.eval_prompt_dataset or args.prompt_dataset)]
+
+
+def _model_options(args: ChatbotArguments) -> list[str]:
+    if not args.use_peft:
+        return []
+    quantized = [f"--{name}" for name in ("load_in_8bit", "load_in_4bit") if getattr(args, name)]
+    return ["--use_peft", "--lora_target_modules", "all-linear", *quantized]
+
+
+def _option(name: str, value: Any) -> list[str]:
+    return [] if value is None else [f"--{name}", str(value)]
+
+
+def _in(args: ChatbotArguments, phase: str) -> str:
+    return str(Path(args.output_dir, phase))

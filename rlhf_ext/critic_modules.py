@@ -1,0 +1,79 @@
+"""What critics are made of: a value head, alone or on a model of its own; loaded, and spread over processes."""
+
+from pathlib import Path
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor, nn
+from torch.distributed.fsdp import fully_shard
+from transformers import AutoConfig, AutoModel
+
+from .adapters import LinearHead, head_of_reward_model
+from .pooling import classification_module
+
+
+class ValueHead(nn.Module):
+    """A linear layer from hidden states (..., d) to values (...), in float32; it starts at 0, or as a reward head."""
+
+    def __init__(self, hidden_size: int, start: LinearHead | None = None) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.zeros(1, hidden_size))
+        self.bias = nn.Parameter(torch.zeros(1))
+        if start is None:
+            return
+        if start.weight.shape != self.weight.shape:
+            raise ValueError(
+                f"The reward head takes hidden states of size {start.weight.size(1)}, the critic has {hidden_size}."
+            )
+        with torch.no_grad():
+            self.weight.copy_(start.weight)
+            self.bias.copy_(start.bias)
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        """Return one value per hidden state."""
+        with torch.autocast(hidden.device.type, enabled=False):
+            return hidden.to(self.weight.dtype) @ self.weight[0] + self.bias
+
+
+class CriticModel(nn.Module):
+    """A backbone with a value head."""
+
+    def __init__(self, backbone: nn.Module, head: ValueHead) -> None:
+        super().__init__()
+        self.backbone, self.head = backbone, head
+
+    def forward(self, input_ids: Tensor, attention_mask: Tensor, length: int) -> Tensor:
+        """Return the values of the last `length` tokens, (B, length), for ids and mask (B, L)."""
+        output = self.backbone(input_ids=input_ids, attention_mask=attention_mask, use_cache=False)
+        return self.head(output.last_hidden_state[:, -length - 1 : -1])
+
+
+def distributed(module: nn.Module, accelerator: Accelerator) -> nn.Module:
+    """Return the module with its gradient averaged over processes. FSDP2 shards it, apart from the policy."""
+    if not accelerator.is_fsdp2:
+        return accelerator.prepare_model(module)
+    for tensor in module.state_dict().values():  # with cpu_ram_efficient_loading only the first process has loaded any
+        torch.distributed.broadcast(tensor, src=0)
+    plugin = accelerator.state.fsdp_plugin
+    mixed = {"mp_policy": plugin.mixed_precision_policy} if plugin.mixed_precision_policy else {}
+    if isinstance(module, CriticModel):
+        names = module.backbone._no_split_modules or ()
+        layers = [child for child in module.backbone.modules() if type(child).__name__ in names]
+        for part in (*layers, module.backbone):
+            fully_shard(part, **mixed)
+    return fully_shard(module)
+
+
+def load_critic_model(path: str) -> tuple[nn.Module, LinearHead | None]:
+    """Load a model without its head; and the head, if it is a reward model."""
+    is_adapter = Path(path, "adapter_config.json").is_file()
+    architectures = [] if is_adapter else AutoConfig.from_pretrained(path).architectures or []
+    if not is_adapter and not any(name.endswith("ForSequenceClassification") for name in architectures):
+        return AutoModel.from_pretrained(path, dtype=torch.float32), None
+    from .reward_model import RewardModel
+
+    reward_model = RewardModel.from_pretrained(path, quantization_config=False, dtype=torch.float32, device="cpu")
+    head = head_of_reward_model(reward_model)
+    if is_adapter:
+        reward_model.merge()
+    return classification_module(reward_model.model).base_model, head

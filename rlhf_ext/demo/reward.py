@@ -1,0 +1,58 @@
+"""The reward model of the demo: trained in a minute from the demo's noisy preferences, never from its gold judge."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from rlhf_ext import RewardModel
+
+
+def demo_reward_model(folder: str | Path, *, seed: int, pairs: int = 1400) -> "RewardModel":
+    """Return the reward model in `folder`; train it first if there is none yet.
+
+    All processes must call this together.
+
+    Args:
+        folder: Where the reward model is, or will be.
+        seed: Of the training run.
+        pairs: How many to train on.
+    """
+    import torch
+    from transformers import PrinterCallback
+
+    from rlhf_ext import RewardConfig, RewardModel, RewardTrainer
+    from rlhf_ext.demo import model_path
+    from rlhf_ext.demo.data import preference_dataset
+    from rlhf_ext.reward_settings import FILE_NAME
+
+    if not Path(folder, FILE_NAME).is_file():
+        args = RewardConfig(
+            str(folder),
+            seed=seed,
+            learning_rate=5e-4,
+            lr_scheduler_type="cosine",
+            warmup_steps=10,
+            num_train_epochs=2,
+            per_device_train_batch_size=16,
+            per_device_eval_batch_size=50,
+            max_length=256,
+            use_cpu=not torch.accelerator.is_available(),
+            bf16=False,
+            gradient_checkpointing=False,
+            ddp_find_unused_parameters=False,
+            save_strategy="no",
+            report_to="none",
+            disable_tqdm=True,
+        )
+        trainer = RewardTrainer(
+            model_path(),
+            args=args,
+            train_dataset=preference_dataset("train", size=pairs),
+            eval_dataset=preference_dataset("test", size=100, noise=False),
+        )
+        trainer.remove_callback(PrinterCallback)
+        trainer.accelerator.print("Training the demo's reward model on its preference pairs.")
+        trainer.train()
+        trainer.save_model()
+        trainer.accelerator.wait_for_everyone()
+    return RewardModel.from_pretrained(folder, name="reward_model", show_progress=False)

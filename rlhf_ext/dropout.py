@@ -1,0 +1,49 @@
+"""Dropout of a model: off for a while, off for good, and a check that it was not asked for in vain."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from peft import PeftModel
+from torch import nn
+
+
+@contextmanager
+def without_dropout(model: nn.Module) -> Iterator[None]:
+    """Put everything below `model` into evaluation mode, and back; `model.training` itself stays as it is.
+
+    TRL asks `model.training` whether it trains or evaluates, so that the model itself must not change.
+    """
+    training = [module for module in model.modules() if module is not model and module.training]
+    for module in training:
+        module.training = False
+    try:
+        yield
+    finally:
+        for module in training:
+            module.training = True
+
+
+def disable_dropout(model: nn.Module) -> None:
+    """Set every dropout probability in `model` to 0, also those of attention, which are numbers and no modules."""
+    for module in model.modules():
+        if isinstance(module, nn.Dropout):
+            module.p = 0.0
+        for name, value in vars(module).items():
+            if "drop" in name and isinstance(value, float):
+                setattr(module, name, 0.0)
+
+
+def check_adapter_dropout(model: Any, peft_config: Any) -> None:
+    """Raise where adapters were given a dropout that `disable_dropout` would silently take away.
+
+    Raises:
+        ValueError: A `lora_dropout` above 0.
+    """
+    configs = model.peft_config.values() if isinstance(model, PeftModel) else [peft_config]
+    dropout = max((getattr(config, "lora_dropout", None) or 0.0 for config in configs), default=0.0)
+    if dropout:
+        raise ValueError(
+            f"lora_dropout={dropout:g} has no effect with disable_dropout=True, the default of PPO: the ratio of new "
+            "to old policy would measure the noise. Set lora_dropout=0, or disable_dropout=False if you want it."
+        )

@@ -1,0 +1,1 @@
+"""Evaluation: statistics on arrays, the metrics of reward models, figures, and one self-contained HTML page."""

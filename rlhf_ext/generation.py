@@ -1,0 +1,222 @@
+"""Completions of prompts, sampled reproducibly: the same arguments give the same texts, and nothing else changes."""
+
+import math
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from jinja2 import TemplateError
+from torch import Tensor, nn
+from torch.nn.utils.rnn import pad_sequence
+from tqdm.auto import tqdm
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from .formatting import InputError, Place
+
+Prompt = str | list[dict[str, Any]]
+
+
+@dataclass(frozen=True)
+class Decoding:
+    """How completions are drawn from a model.
+
+    Args:
+        max_new_tokens: Tokens of a completion at most.
+        temperature: What the logits are divided by; 0 always takes the likeliest token.
+        top_p: Draw from the likeliest tokens that together have this probability.
+        top_k: Draw from this many of the likeliest tokens; 0 from all.
+        seed: Another seed gives other completions.
+
+    Raises:
+        ValueError: A value out of range, or one that has no effect at temperature 0.
+    """
+
+    max_new_tokens: int = 96
+    temperature: float = 1.0
+    top_p: float = 1.0
+    top_k: int = 0
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.max_new_tokens < 1:
+            raise ValueError(f"max_new_tokens must be at least 1, not {self.max_new_tokens}.")
+        if not 0 <= self.temperature < float("inf"):
+            raise ValueError(f"temperature must be 0 or above, not {self.temperature}.")
+        if not 0 < self.top_p <= 1:
+            raise ValueError(f"top_p must be above 0 and at most 1, not {self.top_p}.")
+        if self.top_k < 0:
+            raise ValueError(f"top_k must be 0 (all tokens) or above, not {self.top_k}.")
+        if self.temperature == 0 and (self.top_p < 1 or self.top_k):
+            raise ValueError("top_p and top_k have no effect at temperature 0: drop them or raise the temperature.")
+
+    @property
+    def whole_distribution(self) -> bool:
+        """Whether completions are drawn from the model's distribution as it is."""
+        return (self.temperature, self.top_p, self.top_k) == (1, 1, 0)
+
+
+def generate(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    prompts: Sequence[Prompt],
+    *,
+    seed: int,
+    max_new_tokens: int = 96,
+    temperature: float = 1.0,
+    top_p: float = 1.0,
+    top_k: int = 0,
+    batch_size: int = 64,
+    show_progress: bool = False,
+) -> list[str]:
+    """Return one completion per prompt, in their order.
+
+    By default it is sampled from the model's whole distribution. The model's mode, the tokenizer and the global random
+    state are left as they were. Sampled completions depend on `batch_size`, as all of a batch share one random state.
+
+    Args:
+        model: A causal language model, quantized or with adapters too.
+        tokenizer: Its tokenizer.
+        prompts: Texts, which are tokenized as they are, or lists of messages, which go through the chat template.
+        seed: As in `Decoding`.
+        max_new_tokens: The same.
+        temperature: The same.
+        top_p: The same.
+        top_k: The same.
+        batch_size: Prompts completed at once.
+        show_progress: Show a progress bar.
+
+    Raises:
+        ValueError: As in `Decoding`.
+        InputError: A prompt that cannot be tokenized, or leaves no room for `max_new_tokens`; it names the row.
+    """
+    decoding = Decoding(max_new_tokens, temperature, top_p, top_k, seed)
+    written = generate_tokens(model, tokenizer, prompts, decoding, batch_size=batch_size, show_progress=show_progress)
+    return [tokenizer.decode(completion, skip_special_tokens=True) for _, completion in written]
+
+
+def generate_tokens(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    prompts: Sequence[Prompt],
+    decoding: Decoding,
+    *,
+    batch_size: int = 64,
+    show_progress: bool = False,
+) -> list[tuple[Tensor, Tensor]]:
+    """Do what `generate` does, and return the tokens of each prompt and its completion, shapes (P,) and (C,).
+
+    A completion ends with the end token, unless it was cut off.
+
+    Raises:
+        InputError: As in `generate`.
+    """
+    token_ids = [encode_prompt(tokenizer, prompt, Place("prompts", i)) for i, prompt in enumerate(prompts)]
+    _check_room(model, token_ids, decoding.max_new_tokens)
+    completions: list[Tensor] = []
+    with (
+        _evaluation_mode(model),
+        _own_random_state(model),
+        torch.no_grad(),  # and not inference mode: what 8-bit layers keep from it could not be trained through
+        tqdm(total=len(prompts), desc="Generating", unit="text", disable=not show_progress, leave=False) as progress,
+    ):
+        torch.manual_seed(decoding.seed)
+        for start in range(0, len(prompts), batch_size):
+            batch = token_ids[start : start + batch_size]
+            completions += _complete(model, tokenizer, batch, decoding)
+            progress.update(len(batch))
+    return list(zip(token_ids, completions, strict=True))
+
+
+def encode_prompt(tokenizer: PreTrainedTokenizerBase, prompt: Prompt, place: Place) -> Tensor:
+    """Return the token ids of a prompt, shape (T,).
+
+    Messages end with the opening of the assistant's turn; where the assistant has the last word, it is continued.
+
+    Raises:
+        InputError: There are no tokens, or the tokenizer has no chat template or one that refuses the messages.
+    """
+    if isinstance(prompt, str):
+        ids = tokenizer(prompt, verbose=False)["input_ids"]
+    elif tokenizer.chat_template is None:
+        raise InputError("it is a conversation, and the tokenizer has no chat template. Pass plain text.", place)
+    else:
+        goes_on = bool(prompt) and prompt[-1]["role"] == "assistant"
+        try:
+            text = tokenizer.apply_chat_template(
+                prompt, tokenize=False, add_generation_prompt=not goes_on, continue_final_message=goes_on
+            )
+        except (TemplateError, TypeError, ValueError) as error:
+            raise InputError(f"the chat template refuses the conversation ({error}).", place) from error
+        ids = tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
+    if not ids:
+        raise InputError("it is empty. Fill it, or leave the row out.", place)
+    return torch.tensor(ids)
+
+
+def context_length(model: PreTrainedModel) -> float:
+    """Return how many tokens the model can read; infinity where it does not say."""
+    return getattr(model.config.get_text_config(), "max_position_embeddings", None) or math.inf
+
+
+def _check_room(model: PreTrainedModel, token_ids: Sequence[Tensor], max_new_tokens: int) -> None:
+    for index, ids in enumerate(token_ids):
+        if len(ids) + max_new_tokens > context_length(model):
+            raise InputError(
+                f"it has {len(ids)} tokens, and with max_new_tokens={max_new_tokens} more than the "
+                f"{context_length(model)} that the model can read. Shorten it, or lower max_new_tokens.",
+                Place("prompts", index),
+            )
+
+
+def _complete(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, token_ids: Sequence[Tensor], decoding: Decoding
+) -> list[Tensor]:
+    pad = tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id
+    pad = 0 if pad is None else pad  # any token will do, as padding is masked
+    ones = [torch.ones_like(ids) for ids in token_ids]
+    input_ids = pad_sequence(token_ids, batch_first=True, padding_value=pad, padding_side="left").to(model.device)
+    mask = pad_sequence(ones, batch_first=True, padding_side="left").to(model.device)
+    sampled = decoding.temperature > 0
+    output = model.generate(
+        input_ids=input_ids,
+        attention_mask=mask,
+        do_sample=sampled,
+        temperature=decoding.temperature if sampled else None,
+        top_k=decoding.top_k if sampled else None,
+        top_p=decoding.top_p if sampled else None,
+        repetition_penalty=1.0,  # some models come with another one, which nobody asked for here
+        num_beams=1,
+        max_new_tokens=decoding.max_new_tokens,
+        pad_token_id=pad,
+        use_cache=True,
+    )
+    ends = model.generation_config.eos_token_id
+    ends = torch.tensor([] if ends is None else ends, dtype=torch.long).reshape(-1)
+    return [_until_end(row, ends) for row in output[:, input_ids.shape[1] :].cpu()]
+
+
+def _until_end(completion: Tensor, ends: Tensor) -> Tensor:
+    """Cut off what follows the first end token: padding up to the longest of the batch."""
+    found = torch.isin(completion, ends).nonzero()
+    return completion[: found[0] + 1] if len(found) else completion
+
+
+@contextmanager
+def _evaluation_mode(model: nn.Module) -> Iterator[None]:
+    training = [module for module in model.modules() if module.training]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module in training:
+            module.training = True
+
+
+def _own_random_state(model: nn.Module) -> AbstractContextManager[None]:
+    """Restore, at the end, the random state of the CPU and of the devices that hold the model."""
+    devices = {parameter.device for parameter in model.parameters()}
+    devices = [device for device in devices if device.type not in ("cpu", "mps")]  # mps has one state without device
+    kind = devices[0].type if devices else "cuda"
+    return torch.random.fork_rng(devices=devices, device_type=kind)

@@ -1,0 +1,267 @@
+"""Loading a reward model from a folder or the Hub so that its scores are those of training, or saying why not."""
+
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from peft import PeftConfig, PeftModel, get_peft_model_state_dict, load_peft_weights
+from torch import nn
+from transformers import (
+    AutoConfig,
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+    BitsAndBytesConfig,
+    PretrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+from transformers.utils import cached_file
+from transformers.utils.peft_utils import find_adapter_config_file
+
+from .pooling import HEAD_NAMES, classification_module, head_of
+from .reward_settings import FILE_NAME, RewardModelSettings
+
+LANGUAGE_MODELS = ("ForCausalLM", "LMHeadModel", "ForConditionalGeneration", "ForMaskedLM")
+HOW_TO_TRAIN = "Train a reward model from it with recipes/reward.py (RewardTrainer), and load that run's folder."
+
+
+class RewardModelError(ValueError):
+    """What was loaded is no usable reward model; the message says why and what to do."""
+
+
+def load_settings(path: str, revision: str | None = None) -> RewardModelSettings:
+    """Read `reward_model.json` of a folder or a model on the Hub; neutral settings where there is none.
+
+    Raises:
+        RewardModelError: The file holds something impossible, or there is no such model.
+    """
+    optional = {"_raise_exceptions_for_missing_entries": False, "_raise_exceptions_for_connection_errors": False}
+    try:
+        found = cached_file(path, FILE_NAME, revision=revision, **optional)
+        return RewardModelSettings() if found is None else RewardModelSettings.read(found)
+    except OSError as error:
+        raise RewardModelError(_no_such_model(path, error)) from error
+    except ValueError as error:
+        raise RewardModelError(str(error)) from error
+
+
+def _no_such_model(path: str, error: Exception) -> str:
+    return f"{path}: there is no such folder, nor such a model on the Hub ({_first_line(error)}). Check the name."
+
+
+def load_tokenizer(path: str, revision: str | None = None, *, trust_remote_code: bool) -> PreTrainedTokenizerBase:
+    """Load the tokenizer that lies beside a reward model.
+
+    Raises:
+        RewardModelError: There is none.
+    """
+    try:
+        return AutoTokenizer.from_pretrained(path, revision=revision, trust_remote_code=trust_remote_code)
+    except (OSError, ValueError) as error:
+        raise RewardModelError(
+            f"{path}: its tokenizer cannot be loaded ({_first_line(error)}). Pass `tokenizer=`, the one of training."
+        ) from error
+
+
+def load_model(
+    path: str,
+    settings: RewardModelSettings,
+    *,
+    quantization_config: BitsAndBytesConfig | bool | None,
+    dtype: str | torch.dtype | None,
+    device: torch.device,
+    base_model: str | None,
+    revision: str | None,
+    trust_remote_code: bool,
+) -> PreTrainedModel | PeftModel:
+    """Load a full reward model, or an adapter on its base.
+
+    Args:
+        path: Folder or name on the Hub.
+        settings: What lies beside it.
+        quantization_config: For the model or the adapter's base; False or None loads it unquantized.
+        dtype: Of the weights; by default that of training, or that of the checkpoint.
+        device: Where to put it.
+        base_model: Base of the adapter, where it is not where the adapter says.
+        revision: Of a model on the Hub.
+        trust_remote_code: Allow code that comes with the model.
+
+    Raises:
+        RewardModelError: It is no reward model, its head is missing, or the adapter does not fit the base.
+    """
+    options = {
+        "dtype": dtype or settings.dtype or "auto",
+        "quantization_config": quantization_config,
+        "device_map": {"": device},
+        "trust_remote_code": trust_remote_code,
+    }
+    adapter = find_adapter_config_file(path, revision=revision)
+    if adapter is None:
+        if base_model is not None:
+            raise RewardModelError(f"{path} is a full model, so base_model={base_model!r} has no effect. Drop it.")
+        return _load_classifier(path, options | {"revision": revision})
+    return _load_adapter(path, revision, base_model, options)
+
+
+def _load_classifier(path: str, options: dict[str, Any], *, head_comes_later: bool = False) -> PreTrainedModel:
+    """Load a sequence-classification model with one output."""
+    options = dict(options)
+    known = {key: options[key] for key in ("revision", "trust_remote_code") if key in options}
+    try:
+        config = AutoConfig.from_pretrained(path, **known)
+    except (OSError, ValueError) as error:
+        raise RewardModelError(_no_such_model(path, error)) from error
+    if not head_comes_later:
+        _check_config(path, config)
+    quantization = options.pop("quantization_config")
+    if getattr(config, "quantization_config", None) is not None:
+        if quantization is False:
+            raise RewardModelError(f"{path}: the checkpoint is quantized, so quantization_config=False has no effect.")
+    elif quantization:
+        options["quantization_config"] = quantization  # absent, not None, which would override the checkpoint's own
+    try:
+        with _quiet():
+            model, report = AutoModelForSequenceClassification.from_pretrained(
+                path, num_labels=1, output_loading_info=True, **options
+            )
+    except (OSError, ValueError, RuntimeError) as error:
+        raise RewardModelError(f"{path}: it cannot be loaded as a reward model ({_first_line(error)}).") from error
+    missing = sorted(report["missing_keys"])
+    heads = [key for key in missing if key.startswith(HEAD_NAMES)]
+    if heads and not head_comes_later:
+        raise RewardModelError(f"{path}: the checkpoint has no reward head ({', '.join(heads)}). {HOW_TO_TRAIN}")
+    if set(missing) - set(heads):
+        raise RewardModelError(f"{path}: weights are missing from the checkpoint ({_shorten(missing)}).")
+    return model.eval()
+
+
+def _check_config(path: str, config: PretrainedConfig) -> None:
+    architecture = (config.architectures or [""])[0]
+    if architecture.endswith(LANGUAGE_MODELS):
+        raise RewardModelError(f"{path} is a language model ({architecture}), not a reward model. {HOW_TO_TRAIN}")
+    if config.num_labels != 1:
+        raise RewardModelError(
+            f"{path} is a classifier with num_labels={config.num_labels}; a reward model has num_labels=1. "
+            f"{HOW_TO_TRAIN}"
+        )
+
+
+def _load_adapter(path: str, revision: str | None, base_model: str | None, options: dict[str, Any]) -> PeftModel:
+    config = PeftConfig.from_pretrained(path, revision=revision)
+    if config.task_type != "SEQ_CLS":
+        raise RewardModelError(
+            f"{path} is an adapter with task_type={config.task_type!r}; a reward model's has 'SEQ_CLS'. {HOW_TO_TRAIN}"
+        )
+    base_name = base_model or config.base_model_name_or_path
+    if not base_name:
+        raise RewardModelError(f"{path}: the adapter does not say which base it belongs to. Pass `base_model=`.")
+    try:
+        base = _load_classifier(base_name, options | {"revision": config.revision}, head_comes_later=True)
+    except RewardModelError as error:
+        hint = "" if base_model else " This is the base that the adapter names; pass `base_model=` if it has moved."
+        raise RewardModelError(f"{path}: {error}{hint}") from error
+    saved = load_peft_weights(path, device="cpu", **({"revision": revision} if revision else {}))
+    if not any(_is_head(key) for key in saved):
+        raise RewardModelError(
+            f"{path}: the adapter holds no reward head. It must be among `modules_to_save` in training, which "
+            f"task_type='SEQ_CLS' sees to. {HOW_TO_TRAIN}"
+        )
+    try:
+        with _quiet():
+            model = PeftModel.from_pretrained(base, path, config=config, autocast_adapter_dtype=False)
+    except (ValueError, RuntimeError, KeyError) as error:
+        raise RewardModelError(_another_base(path, base_name, _first_line(error))) from error
+    expected = get_peft_model_state_dict(model, save_embedding_layers=False)
+    if set(saved) != set(expected):
+        differing = sorted(set(saved) ^ set(expected))
+        raise RewardModelError(_another_base(path, base_name, f"of one only: {_shorten(differing)}"))
+    _take_exactly(model, saved)
+    return model.eval()
+
+
+def _is_head(key: str) -> bool:
+    return any(f".{name}." in key and "lora_" not in key for name in HEAD_NAMES)
+
+
+def _another_base(path: str, base: str, reason: str) -> str:
+    return (
+        f"{path}: the adapter does not fit {base}; it was trained on another base ({reason}). Pass the right one as "
+        "`base_model=`."
+    )
+
+
+def _take_exactly(model: PeftModel, saved: dict[str, torch.Tensor]) -> None:
+    """Put the saved tensors in place with their own dtypes: PEFT casts them to the base's, which changes scores."""
+    for name, parameter in model.named_parameters():
+        key = name.replace(".modules_to_save.default", "").replace(".default", "")
+        if key in saved and "original_module" not in name:
+            parameter.data = saved[key].to(parameter.device)
+    head = head_of(classification_module(model))
+    dtype = list(head.parameters())[-1].dtype
+    head.register_forward_pre_hook(lambda module, args: (args[0].to(dtype), *args[1:]))
+
+
+def check_weights(model: nn.Module) -> None:
+    """Refuse weights that are not numbers.
+
+    Raises:
+        RewardModelError: Naming the first such weight.
+    """
+    for name, weight in model.named_parameters():
+        if weight.is_floating_point() and not weight.is_meta and not torch.isfinite(weight).all():
+            raise RewardModelError(
+                f"the weight {name} holds NaN or infinity, so that no score would be a number. The training run "
+                "diverged, or the file is damaged: load an earlier checkpoint."
+            )
+
+
+def choose_device(device: str | torch.device | None) -> torch.device:
+    """Return the device asked for; by default the accelerator of this process, or the CPU.
+
+    Raises:
+        RewardModelError: There is no such device here.
+    """
+    if device is None:
+        accelerator = torch.accelerator.current_accelerator(check_available=True)
+        if accelerator is None:
+            return torch.device("cpu")
+        return torch.device(accelerator.type, torch.accelerator.current_device_index())
+    try:
+        return torch.empty(0, device=device).device
+    except (RuntimeError, AssertionError) as error:
+        raise RewardModelError(f"there is no device {str(device)!r} here ({_first_line(error)}).") from error
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Silence what Transformers and PEFT show while loading: what matters of it becomes an error here."""
+    verbosity = transformers.logging.get_verbosity()
+    bars = transformers.logging.is_progress_bar_enabled()
+    transformers.logging.set_verbosity_error()
+    transformers.logging.disable_progress_bar()
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        transformers.logging.set_verbosity(verbosity)
+        if bars:
+            transformers.logging.enable_progress_bar()
+
+
+def _first_line(error: Exception) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[0].rstrip(".") if lines else type(error).__name__
+
+
+def _shorten(names: list[str]) -> str:
+    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
+
+
+def as_path(path: str | Path) -> str:
+    """Return a folder as text, with `~` expanded."""
+    return str(Path(path).expanduser()) if isinstance(path, Path) or str(path).startswith("~") else str(path)

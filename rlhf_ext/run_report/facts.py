@@ -1,0 +1,155 @@
+"""What ran: command, versions, data, hardware and time, so that a result can be traced and repeated."""
+
+import hashlib
+import os
+import platform
+import shlex
+import sys
+import time
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import psutil
+import torch
+from transformers import Trainer
+
+from ..arguments import DEMO, RecipeArguments
+from ..data import is_local
+from ..demo import model_path
+from ..evaluation.page import Fact
+
+PACKAGES = ("rlhf-ext", "trl", "transformers", "peft", "accelerate", "datasets", "torch", "bitsandbytes")
+GIB = 2**30
+
+
+def run_facts(trainer: Trainer, script_args: RecipeArguments, train_runtime: float | None) -> list[Fact]:
+    """Return what is known of a run.
+
+    Args:
+        trainer: A TRL trainer whose run has ended.
+        script_args: Where the data came from.
+        train_runtime: Seconds that training took, without evaluation before and after.
+    """
+    args = trainer.args
+    total = time.time() - psutil.Process().create_time()
+    training = "" if train_runtime is None else f", of which training {duration(train_runtime)}"
+    name = trainer.model.config._name_or_path
+    name = "the embedded demo's" if name == model_path() else name
+    parameters = sum(parameter.numel() for parameter in trainer.model.parameters())
+    trained = sum(parameter.numel() for parameter in trainer.model.parameters() if parameter.requires_grad)
+    data = data_source(script_args.dataset_name)
+    if script_args.eval_dataset_name is not None:
+        data += f"; held out: {data_source(script_args.eval_dataset_name)}"
+    return [
+        Fact("command", command_line(sys.argv, os.environ, args.world_size), code=True),
+        Fact("model", f"{name}, {parameters:,} parameters, {trained:,} of them trained"),
+        Fact("data", data),
+        Fact("rows", "; ".join([dataset_rows("training", trainer.train_dataset), *_held_out(trainer.eval_dataset)])),
+        Fact("steps", f"{trainer.state.global_step}, with seed {args.seed}"),
+        Fact("versions", versions()),
+        Fact("hardware", hardware(args.world_size)),
+        Fact("time", f"{duration(total)}{training}"),
+        Fact("peak memory", peak_memory()),
+    ]
+
+
+def command_line(argv: list[str], environment: Any, processes: int) -> str:
+    """Return the command that a run can be repeated with, without the values of options that hold a token.
+
+    Args:
+        argv: As in `sys.argv`.
+        environment: As in `os.environ`; Accelerate leaves its settings there.
+        processes: How many ran.
+    """
+    script, *arguments = argv
+    path = Path(script)
+    if path.is_absolute() and path.is_relative_to(Path.cwd()):
+        script = str(path.relative_to(Path.cwd()))
+    shown, secret = [], False
+    for argument in arguments:
+        name, equals, _ = argument.partition("=")
+        if secret and not argument.startswith("--"):
+            argument = "***"
+        secret = argument.startswith("--") and name.endswith("_token")
+        if secret and equals:
+            argument, secret = f"{name}=***", False
+        shown.append(argument)
+    launcher = ["python"]
+    if any(name.startswith("ACCELERATE_") for name in environment):
+        launcher = ["accelerate", "launch", *(["--num_processes", str(processes)] if processes > 1 else [])]
+    return shlex.join([*launcher, script, *shown])
+
+
+def data_source(name: str | None) -> str:
+    """Return a dataset's name, for a local file with its SHA-256."""
+    if name is None or not is_local(name):
+        return name or DEMO
+    with open(name, "rb") as file:
+        digest = hashlib.file_digest(file, "sha256") if sys.version_info >= (3, 11) else hashlib.sha256(file.read())
+    return f"{name}, SHA-256 {digest.hexdigest()}"
+
+
+def dataset_rows(name: str, dataset: Any) -> str:
+    """Return how many rows a dataset has, as it is trained on, and the fingerprint of `datasets`."""
+    if not hasattr(dataset, "__len__"):
+        return f"{name}: streamed"
+    return f"{name}: {len(dataset):,}, fingerprint {dataset._fingerprint}"
+
+
+def _held_out(dataset: Any) -> list[str]:
+    parts = dataset if isinstance(dataset, dict) else {"held out": dataset}
+    return [dataset_rows(name, part) for name, part in parts.items() if part is not None]
+
+
+def versions() -> str:
+    """Return the versions of Python and of the packages that matter here, as far as they are installed."""
+    installed = {name: _version(name) for name in PACKAGES}
+    shown = [f"{name} {version}" for name, version in installed.items() if version]
+    return ", ".join([*shown, f"Python {platform.python_version()}"])
+
+
+def _version(package: str) -> str | None:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def hardware(processes: int) -> str:
+    """Return accelerator or processor, memory, and how many processes ran."""
+    memory = f"{psutil.virtual_memory().total / GIB:.0f} GiB memory"
+    parts = [f"{_processor()}, {os.cpu_count()} logical cores, {memory}"]
+    if torch.cuda.is_available():
+        properties = torch.cuda.get_device_properties(0)
+        parts.insert(0, f"{torch.cuda.device_count()} x {properties.name}, {properties.total_memory / GIB:.0f} GiB")
+    return "; ".join([*parts, f"{processes} process{'es' if processes > 1 else ''}"])
+
+
+def _processor() -> str:
+    described = Path("/proc/cpuinfo")
+    lines = described.read_text(encoding="utf-8").splitlines() if described.is_file() else []
+    models = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return models[0] if models else platform.processor() or platform.machine()
+
+
+def peak_memory() -> str:
+    """Return the most memory that this process has held."""
+    parts = []
+    if torch.cuda.is_available():
+        parts.append(f"{torch.cuda.max_memory_allocated() / GIB:.2f} GiB on the GPU")
+    if sys.platform != "win32":
+        import resource
+
+        unit = 1 if sys.platform == "darwin" else 1024
+        parts.append(f"{resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / GIB:.2f} GiB of main memory")
+    return ", ".join(parts) or "unknown"
+
+
+def duration(seconds: float) -> str:
+    """Return seconds as text, such as 1 h 02 min."""
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    if hours:
+        return f"{hours} h {minutes:02} min"
+    return f"{minutes} min {rest:02} s" if minutes else f"{rest} s"

@@ -1,0 +1,125 @@
+"""What PPO does at fixed places of the training loop: checkpoints between batches, critic warm-up, health warnings."""
+
+import logging
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+from torch.distributed.tensor import DTensor
+from torch.nn.utils import get_total_norm
+from torch.utils.data import Sampler
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+from .ppo_checks import NotFiniteError, last_checkpoint
+
+if TYPE_CHECKING:
+    from .ppo import PPOTrainer
+
+logger = logging.getLogger(__name__)
+
+
+class EpochSeededSampler(Sampler):
+    """TRL's sampler with an order that depends on seed and epoch alone.
+
+    TRL's goes on with one generator, so that a resumed run would repeat the order of the first epoch in a later one.
+    """
+
+    def __init__(self, sampler: Sampler) -> None:
+        self.sampler, self.epoch = sampler, 0
+
+    def __iter__(self) -> Iterator[int]:
+        if self.sampler.shuffle:
+            self.sampler.generator.manual_seed(self.sampler.seed + self.epoch)
+        return iter(self.sampler)
+
+    def __len__(self) -> int:
+        return len(self.sampler)
+
+
+class PPOCallback(TrainerCallback):
+    """Keeps a run resumable and the critic in step with the policy.
+
+    A batch of completions is used for several optimizer steps and is not part of a checkpoint, so checkpoints wait
+    until it is used up.
+    """
+
+    def __init__(self, trainer: "PPOTrainer") -> None:
+        self.trainer = trainer
+        self._save_is_due = False
+        self._warned: set[str] = set()
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Starts with a new batch of completions, and refuses a checkpoint from the middle of one."""
+        if state.global_step % args.steps_per_batch and state.global_step < state.max_steps:
+            raise ValueError(
+                f"The checkpoint was made at step {state.global_step}, and batches of completions end every "
+                f"{args.steps_per_batch} steps: the run would go on differently. Resume from an earlier checkpoint."
+            )
+        self.trainer._step, self.trainer._buffered_inputs = 0, None
+
+    def on_epoch_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Tells the sampler the epoch."""
+        if self.trainer.train_sampler is not None:
+            self.trainer.train_sampler.epoch = int(state.epoch or 0)
+
+    def on_pre_optimizer_step(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Stops at a bad gradient, and keeps a policy that must not learn as it is."""
+        trainer = self.trainer
+        critic = trainer.critic.parameters()
+        own = {id(parameter) for parameter in critic}
+        policy = [p for p in trainer.model.parameters() if p.grad is not None and id(p) not in own]
+        gradients = [p.grad for p in (*policy, *critic) if p.grad is not None]
+        norm = get_total_norm(gradients)
+        norm = norm.full_tensor() if isinstance(norm, DTensor) else norm
+        if not args.fp16 and not norm.isfinite():  # fp16 scaling skips such steps by itself
+            raise NotFiniteError(f"The gradient is not finite. {last_checkpoint(args.output_dir)}")
+        if trainer.policy_is_frozen:
+            for parameter in policy:
+                parameter.grad = None
+
+    def on_optimizer_step(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Clears the critic's gradient; Transformers clears the policy's."""
+        for parameter in self.trainer.critic.parameters():
+            parameter.grad = None
+
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        """Puts off a checkpoint to the end of the batch, unless the run ends here."""
+        self._save_is_due |= control.should_save
+        if self._save_is_due and (state.global_step % args.steps_per_batch == 0 or control.should_training_stop):
+            control.should_save, self._save_is_due = True, False
+        else:
+            control.should_save = False
+        if self.trainer.kl_is_out_of_bounds:
+            control.should_training_stop = True
+
+    def on_log(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        logs: dict[str, Any] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        """Warns once each time the clip fraction or the KL leaves the healthy band."""
+        target = args.kl_target if args.kl_target and args.init_kl_coef else None
+        advice = "Lower learning_rate or num_iterations."
+        bounds = {
+            "clip_fraction": (args.max_clip_fraction, advice),
+            "kl/k1": (2 * target if target else None, "Twice kl_target: raise init_kl_coef or lower kl_horizon."),
+        }
+        for name, (bound, remedy) in bounds.items():
+            value = (logs or {}).get(name)
+            if value is None or bound is None:
+                continue
+            if value > bound and name not in self._warned:
+                self._warned.add(name)
+                logger.warning("Step %d: %s is %.3g, above %.3g. %s", state.global_step, name, value, bound, remedy)
+            elif value <= bound:
+                self._warned.discard(name)

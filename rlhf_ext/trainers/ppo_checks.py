@@ -1,0 +1,105 @@
+"""What PPO refuses to go on with: too little data, scores and losses that are not finite."""
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from accelerate.utils import parse_flag_from_env
+from datasets import Dataset
+from torch import Tensor
+
+from .ppo_config import PPOConfig
+
+LONGEST_EXCERPT = 200  # characters
+
+
+class NotFiniteError(FloatingPointError):
+    """A score, a loss or a gradient is NaN or infinite; the message names the sample and the last checkpoint."""
+
+
+def check_dataset_size(dataset: Any, args: PPOConfig) -> None:
+    """Raise where no batch could be filled: TRL would drop the rows, and train on nothing.
+
+    Raises:
+        ValueError: Fewer prompts than one generation batch holds.
+    """
+    needed = args.generation_batch_size // args.num_generations
+    if isinstance(dataset, Dataset) and len(dataset) < needed:
+        raise ValueError(
+            f"The dataset has {len(dataset)} prompts, and one batch of completions needs {needed}: give it more, or "
+            "lower per_device_train_batch_size, gradient_accumulation_steps or steps_per_generation."
+        )
+
+
+def check_engine(args: PPOConfig) -> None:
+    """Raise where the engine that the processes were launched with cannot hold a critic.
+
+    Raises:
+        ValueError: DeepSpeed, whose engine makes an optimizer of one model's weights, and FSDP1, which flattens them;
+            `reward_adapter` under FSDP2, where all processes must make the same number of passes.
+    """
+    fsdp_version = (args.fsdp_plugin_args or {}).get("fsdp_version")
+    if fsdp_version is None and parse_flag_from_env("ACCELERATE_USE_FSDP"):
+        fsdp_version = int(os.environ.get("FSDP_VERSION", "1"))
+    if args.deepspeed_plugin is not None or fsdp_version == 1:
+        reason = "FSDP1 flattens" if fsdp_version else "DeepSpeed makes its optimizer from"
+        raise ValueError(
+            f"{reason} the weights of one model, and the critic's lie beside the policy. Use "
+            "accelerate_configs/multi_gpu.yaml, with LoRA over 8 or 4 bit, or accelerate_configs/fsdp2.yaml."
+        )
+    if fsdp_version is not None and args.reward_adapter is not None:
+        raise ValueError(
+            "reward_adapter does not run under FSDP, where all processes must make the same number of passes: scoring "
+            "makes as many as its texts need. Give the reward model as a reward function."
+        )
+
+
+def check_scores(scores: Tensor, first: int, prompts: Sequence[Any], completions: Sequence[Any]) -> None:
+    """Raise where a completion has no finite score.
+
+    Args:
+        scores: Of all processes, (N,).
+        first: Where this process's completions start.
+        prompts: Of this process.
+        completions: Of this process.
+
+    Raises:
+        NotFiniteError: Naming the prompt and the completion.
+    """
+    bad = (~scores.isfinite()).nonzero().flatten().tolist()
+    if not bad:
+        return
+    mine = [row - first for row in bad if first <= row < first + len(prompts)]
+    sample = _excerpt(prompts[mine[0]], completions[mine[0]]) if mine else "another process names it"
+    raise NotFiniteError(
+        f"{len(bad)} of {len(scores)} completions have no finite score (None by every reward function, NaN or "
+        f"infinite). Every completion needs one. The first: {sample}."
+    )
+
+
+def not_finite_loss(rows: Tensor, prompts: Sequence[str], completions: Sequence[str], folder: str) -> NotFiniteError:
+    """Return the error for a loss that is not finite, naming the sample and the last checkpoint.
+
+    Args:
+        rows: Sums per completion of what goes into the loss, (B,); not finite where the cause is.
+        prompts: Texts, B of them.
+        completions: Texts, B of them.
+        folder: Where checkpoints are.
+    """
+    bad = (~rows.isfinite()).nonzero().flatten().tolist()
+    sample = _excerpt(prompts[bad[0]], completions[bad[0]]) if bad else "none in particular"
+    return NotFiniteError(f"The loss is not finite. The sample: {sample}. {last_checkpoint(folder)}")
+
+
+def last_checkpoint(folder: str) -> str:
+    """Say from where to go on."""
+    steps = [int(path.name.rpartition("-")[2]) for path in Path(folder).glob("checkpoint-*")]
+    if not steps:
+        return "There is no checkpoint to go back to; lower the learning rate."
+    return f"The last checkpoint, checkpoint-{max(steps)}, was made before: resume from it with a lower learning rate."
+
+
+def _excerpt(prompt: Any, completion: Any) -> str:
+    parts = (("prompt", prompt), ("completion", completion))
+    return ", ".join(f"{name} {repr(value)[:LONGEST_EXCERPT]}" for name, value in parts)

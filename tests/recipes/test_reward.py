@@ -1,0 +1,91 @@
+"""`recipes/reward.py` as users start it: through `accelerate launch`, in one process and in two."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from transformers import AutoModelForSequenceClassification
+
+ROOT = Path(__file__).parents[2]
+LAUNCH = [
+    str(Path(sys.executable).with_name("accelerate")),
+    *["launch", "--quiet", "--config_file", str(ROOT / "accelerate_configs/cpu.yaml"), "--main_process_port", "0"],
+]
+
+
+def launch(*args, processes=1):
+    command = [*LAUNCH, "--num_processes", str(processes), str(ROOT / "recipes/reward.py"), *map(str, args)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=200)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return done
+
+
+def history(folder):
+    return json.loads((folder / "trainer_state.json").read_text())["log_history"]
+
+
+def write_pairs(path, count=40):
+    rows = [
+        {"prompt": f"Question {i}?", "chosen": f" Answer {i}.", "rejected": " No." * (1 + i % 3), "margin": i % 3}
+        for i in range(count)
+    ]
+    path.write_text("\n".join(map(json.dumps, rows)))
+    return path
+
+
+def test_embedded_default_leaves_everything_behind_and_is_quiet(tmp_path):
+    short = ["--max_train_samples", "64", "--max_eval_samples", "16", "--logging_steps", "1", "--max_steps", "2"]
+    folder = tmp_path / "run"
+    done = launch(*short, "--output_dir", folder)
+    results = json.loads((folder / "all_results.json").read_text())
+    settings = json.loads((folder / "reward_model.json").read_text())
+    for metric in ("eval_loss", "eval_accuracy", "eval_margin"):
+        assert metric in results and f"{metric}_before" in results
+    assert results["eval_score_offset"] == settings["score_offset"] != 0
+    assert results["eval_temperature"] == settings["temperature"] != 1
+    assert settings["max_length"] == 256 and settings["quantization"] is None
+    assert (folder / "training.png").read_bytes().startswith(b"\x89PNG")
+    assert "| accuracy |" in (folder / "README.md").read_text()
+    assert AutoModelForSequenceClassification.from_pretrained(folder).config.num_labels == 1
+    assert "accuracy" in done.stdout and str(folder) in done.stdout
+    for noise in ("Warning", "warning", "deprecated", "[transformers]", "The following values"):
+        assert noise not in done.stdout + done.stderr
+
+
+def test_two_processes_equal_one_on_the_same_global_batch_and_calibrate_alike(tmp_path):
+    """With a margin column, which must stay with its row; the held-out rows do not divide evenly among processes."""
+    data = write_pairs(tmp_path / "pairs.jsonl")
+    options = ["--dataset_name", data, "--eval_fraction", "0.225", "--max_steps", "3", "--logging_steps", "1"]
+    # Adam divides by the gradient, and so magnifies rounding: a low rate keeps it below what is compared.
+    options += ["--head_dropout", "0", "--learning_rate", "1e-5"]
+    for processes in (1, 2):
+        per_device = ["--per_device_train_batch_size", 8 // processes, "--per_device_eval_batch_size", 8 // processes]
+        launch(*options, *per_device, "--output_dir", tmp_path / str(processes), processes=processes)
+    one, two = (history(tmp_path / str(processes)) for processes in (1, 2))
+    losses = [[entry["loss"] for entry in entries if "loss" in entry] for entries in (one, two)]
+    assert len(losses[0]) == 3
+    assert losses[0] == pytest.approx(losses[1], rel=1e-3, abs=1e-4)
+    first, second = (json.loads((tmp_path / name / "reward_model.json").read_text()) for name in ("1", "2"))
+    # After three steps the weights differ by rounding; a row counted twice would move both by several per cent.
+    for key in ("score_offset", "temperature"):
+        assert first[key] == pytest.approx(second[key], rel=5e-3)
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        (["--max_length", "3"], "error: {data}: every pair is longer than max_length=3 tokens. Raise --max_length to"),
+        (["--loss_type", "magin"], "error: Unknown preference_loss 'magin'. Did you mean 'margin'?"),
+        (["--loss_type", "bradley_terry", "--extra_columns", "margin"], "error: The loss 'bradley_terry' fails"),
+        (["--extra_columns", "weight"], "error: {data}: there is no column 'weight'."),
+    ],
+)
+def test_bad_input_is_one_line_before_the_model_loads(options, expected, tmp_path):
+    data = write_pairs(tmp_path / "pairs.jsonl")
+    script = [sys.executable, str(ROOT / "recipes/reward.py"), "--dataset_name", str(data), *options]
+    done = subprocess.run(script, capture_output=True, text=True, timeout=100, cwd=tmp_path)
+    assert done.returncode == 1
+    assert done.stderr.strip().splitlines()[-1].startswith(expected.format(data=data))
+    assert "Traceback" not in done.stderr and "Loading weights" not in done.stderr

@@ -1,0 +1,58 @@
+"""Prompts: read from files, checked, divided."""
+
+import json
+
+import pytest
+
+from rlhf_ext.arguments import RecipeArguments
+from rlhf_ext.data_checks import DataError
+from rlhf_ext.prompts import load_prompt_splits
+
+
+def write(path, rows):
+    path.write_text("\n".join(map(json.dumps, rows)))
+    return str(path)
+
+
+def test_demo():
+    train, held_out = load_prompt_splits(RecipeArguments(max_train_samples=20, max_eval_samples=5), seed=0)
+    assert (len(train), len(held_out)) == (20, 5)
+    assert train.column_names == ["prompt"] and train[0]["prompt"][0]["role"] == "user"
+
+
+def test_file_with_a_part_held_out(tmp_path):
+    path = write(tmp_path / "prompts.jsonl", [{"prompt": f"Question {n}?", "chosen": n} for n in range(10)])
+    train, held_out = load_prompt_splits(RecipeArguments(dataset_name=path, eval_fraction=0.2), seed=0)
+    assert (len(train), len(held_out)) == (8, 2)
+    assert train.column_names == ["prompt"] and not set(train["prompt"]) & set(held_out["prompt"])
+    other = write(tmp_path / "other.jsonl", [{"prompt": "Other?"}])
+    train, held_out = load_prompt_splits(RecipeArguments(dataset_name=path, eval_dataset_name=other), seed=0)
+    assert (len(train), held_out["prompt"][:]) == (10, ["Other?"])
+
+
+@pytest.mark.parametrize(
+    ("rows", "message"),
+    [
+        ([{"prompt": "a"}, {"question": "b"}], r"row 2, column 'prompt': it is missing here. Every row needs one"),
+        ([{"prompt": "a"}, {"prompt": [{"role": "user", "content": "b"}]}], r"row 2, .*Use one of the two throughout"),
+        ([{"prompt": " "}], r"row 1, column 'prompt': it is empty"),
+        ([{"prompt": 3}], r"row 1, column 'prompt': it is a int"),
+    ],
+)
+def test_bad_prompt_names_its_row(rows, message, tmp_path):
+    with pytest.raises(DataError, match=message):
+        load_prompt_splits(RecipeArguments(dataset_name=write(tmp_path / "prompts.jsonl", rows)), seed=0)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"eval_fraction": 1.0}, "cannot be held out"),
+        ({"max_train_samples": 0}, "--max_train_samples must be at least 1"),
+        ({"dataset_streaming": True}, "Drop dataset_streaming"),
+    ],
+)
+def test_option_that_cannot_work(options, message, tmp_path):
+    path = write(tmp_path / "prompts.jsonl", [{"prompt": "a"}, {"prompt": "b"}])
+    with pytest.raises(DataError, match=message):
+        load_prompt_splits(RecipeArguments(dataset_name=path, **options), seed=0)

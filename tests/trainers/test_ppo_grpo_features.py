@@ -1,0 +1,249 @@
+"""What `GRPOTrainer` has stays usable beside a critic: async and several rewards, tools, vLLM."""
+
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+import trl
+from peft import LoraConfig
+from transformers import AutoModelForCausalLM, AutoTokenizer
+from trl.generation.vllm_generation import VLLMGeneration
+
+from rlhf_ext import PPOConfig, PPOTrainer
+
+
+def count_e(completions, **kwargs):
+    return [completion[-1]["content"].count("e") / 5 for completion in completions]
+
+
+@pytest.fixture
+def make_trainer(cpu_options, model_name):
+    from rlhf_ext.demo.data import prompt_dataset
+
+    def make(*, lora=True, reward=count_e, trl_options=None, **options):
+        args = PPOConfig(**cpu_options | {"max_completion_length": 12, "max_steps": 2} | options)
+        trl_options = trl_options or {}
+        if lora:
+            trl_options["peft_config"] = LoraConfig(r=4, target_modules="all-linear", init_lora_weights=False)
+        return PPOTrainer(model_name, reward, args, prompt_dataset("train", size=8), **trl_options)
+
+    return make
+
+
+def first_batch(trainer):
+    return trainer._generate_and_score_completions([trainer.train_dataset[i] for i in range(4)])
+
+
+def gradients(trainer, inputs):
+    """The loss, and its gradient in all weights that learn."""
+    weights = [p for p in (*trainer.model.parameters(), *trainer.critic.parameters()) if p.requires_grad]
+    for weight in weights:
+        weight.grad = None
+    loss = trainer._compute_loss(trainer.model, inputs)
+    if loss.requires_grad:
+        loss.backward()
+    return loss.item(), [weight.grad for weight in weights]
+
+
+def test_async_reward_function_beside_another_with_weights(make_trainer):
+    """The score is the weighted sum, and it is what the last token is rewarded with."""
+    seen = []
+
+    async def shortness(completions, **kwargs):
+        seen.append(completions)
+        return [-float(len(completion[0]["content"])) for completion in completions]
+
+    trainer = make_trainer(reward=[count_e, shortness], reward_weights=[2.0, 0.5], init_kl_coef=0.0, lam=1.0)
+    output = first_batch(trainer)
+    (completions,) = seen
+    texts = [completion[0]["content"] for completion in completions]
+    expected = [2.0 * text.count("e") / 5 - 0.5 * len(text) for text in texts]
+    assert len(set(expected)) > 1
+    assert output["returns"][:, 0].tolist() == pytest.approx(expected, abs=1e-4)
+    trainer.train()
+    entry = trainer.state.log_history[0]
+    both = 2.0 * entry["rewards/count_e/mean"] + 0.5 * entry["rewards/shortness/mean"]
+    assert entry["score"] == pytest.approx(both, abs=1e-4)
+
+
+# Tools
+
+
+def multiply(a: int, b: int) -> int:
+    """Multiplies two numbers.
+
+    Args:
+        a: The first.
+        b: The second.
+
+    Returns:
+        The product.
+    """
+    return a * b
+
+
+@pytest.fixture
+def with_tools(make_trainer, model_name):
+    """A trainer whose model asks the tool in two of four conversations, and then answers."""
+    tokenizer = AutoTokenizer.from_pretrained(model_name)
+    tokenizer.chat_template = (Path(trl.__file__).parent / "chat_templates/qwen3.jinja").read_text()
+    call = '<tool_call>\n{"name": "multiply", "arguments": {"a": 6, "b": 7}}\n</tool_call>'
+
+    def ids(text):
+        return [*tokenizer.encode(text, add_special_tokens=False), tokenizer.eos_token_id]
+
+    def make(**options):
+        trl_options = {"tools": [multiply], "processing_class": tokenizer}
+        trainer = make_trainer(trl_options=trl_options, max_completion_length=512, **options)
+        turns = [[ids(call), ids("No."), ids(call), ids("It is green.")], [ids("The sea is 42."), ids("Yes")]]
+
+        def generate(prompt_ids, *args, **kwargs):
+            turn = turns[0] if len(prompt_ids) == 4 else turns[1]
+            assert len(turn) == len(prompt_ids)
+            return turn, None
+
+        trainer._generate_single_turn = generate
+        trainer.model.config.max_position_embeddings = 2048  # TRL leaves out answers of tools that would exceed it
+        with torch.no_grad():
+            for parameter in trainer.critic.parameters():
+                parameter.add_(0.05 * torch.randn(parameter.shape))
+        return trainer
+
+    return make
+
+
+@pytest.mark.parametrize("critic", ["head", "adapter", "model"])
+def test_answers_of_tools_earn_nothing_and_teach_nothing(critic, with_tools):
+    """Rewards run over the model's own tokens as if the tool's were not there; whatever stands at those is not read."""
+    trainer = with_tools(critic=critic, gamma=0.9, lam=0.8, init_kl_coef=0.5, whiten_advantages=False)
+    output = first_batch(trainer)
+    own = (output["completion_mask"] * output["tool_mask"]).bool()
+    of_tool = output["completion_mask"].bool() & ~own
+    assert of_tool.any(1).tolist() == [True, False, True, False]
+    assert "42" in trainer.processing_class.decode(output["completion_ids"][0][of_tool[0]])
+    for name in ("advantages", "returns"):
+        assert not output[name][of_tool].any() and output[name][own].any()
+    for row, score in enumerate([2 / 5, 0.0, 1 / 5, 2 / 5]):  # "The sea is 42.", "No.", "Yes", "It is green."
+        kl = output["old_per_token_logps"][row] - output["ref_per_token_logps"][row]
+        rewards = (-0.5 * kl)[own[row]].tolist()
+        rewards[-1] += score
+        values = output["values"][row][own[row]].tolist()
+        advantage, next_value, expected = 0.0, 0.0, []
+        for reward, value in zip(reversed(rewards), reversed(values), strict=True):
+            advantage = reward + 0.9 * next_value - value + 0.9 * 0.8 * advantage
+            next_value = value
+            expected.insert(0, advantage)
+        assert output["advantages"][row][own[row]].tolist() == pytest.approx(expected, abs=1e-4)
+
+    trainer.current_gradient_accumulation_steps = 1
+    trainer._step = trainer.args.gradient_accumulation_steps  # the ratio is taken from what the rollout kept
+    loss, wanted = gradients(trainer, output)
+    spoiled = {name: tensor.clone() if torch.is_tensor(tensor) else tensor for name, tensor in output.items()}
+    for name in ("advantages", "returns", "values"):
+        spoiled[name][of_tool] = 50.0
+    spoiled["old_per_token_logps"][of_tool] -= 1.0
+    spoiled_loss, found = gradients(trainer, spoiled)
+    assert spoiled_loss == pytest.approx(loss, rel=1e-6)
+    for ours, theirs in zip(found, wanted, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-8)
+    spoiled["returns"][own] += 1.0
+    assert gradients(trainer, spoiled)[0] != pytest.approx(loss, rel=1e-3)
+
+
+def test_tools_with_a_template_that_knows_none(make_trainer):
+    with pytest.raises(ValueError, match="chat template does not support tool calling"):
+        make_trainer(trl_options={"tools": [multiply]})
+
+
+# vLLM, which is not installed here: what TRL reads of the policy, and what it adds to a batch
+
+
+def synced(trainer):
+    """The weights that TRL would send to vLLM."""
+    sender = object.__new__(VLLMGeneration)
+    sender.model, sender.accelerator, sender._dist = trainer.model, trainer.accelerator, trainer._dist
+    return {name: weight.clone() for name, weight in sender._iter_named_params()}
+
+
+@pytest.mark.parametrize(("critic", "lora"), [("head", False), ("head", True), ("adapter", True), ("model", False)])
+def test_vllm_is_sent_the_policy_and_nothing_of_the_critic(critic, lora, make_trainer, model_name):
+    """By the names of the plain model; with LoRA the weights with the policy's adapter merged, and no other's."""
+    trainer = make_trainer(lora=lora, critic=critic)
+    with torch.no_grad():
+        for parameter in trainer.critic.parameters():
+            parameter.add_(0.1)
+    plain = {name: p.clone() for name, p in trainer.model.named_parameters()}
+    sent = synced(trainer)
+    if not lora:
+        assert sent.keys() == dict(AutoModelForCausalLM.from_pretrained(model_name).named_parameters()).keys()
+        assert all(torch.equal(sent[name], plain[name]) for name in sent)
+        return
+    reference = make_trainer().model  # has no critic's adapter
+    reference.load_state_dict({n: plain[n] for n, _ in reference.named_parameters()}, strict=False)
+    merged = dict(reference.merge_and_unload().named_parameters())
+    assert sent.keys() == merged.keys()
+    for name, weight in merged.items():
+        torch.testing.assert_close(sent[name], weight)
+    for name, weight in trainer.model.named_parameters():  # and the adapter is taken out again
+        torch.testing.assert_close(weight, plain[name])
+
+
+@pytest.mark.parametrize("mode", ["token_truncate", "token_mask", "sequence_truncate", "sequence_mask"])
+def test_importance_sampling_of_vllm_weighs_the_policy_loss_alone(mode, make_trainer):
+    """vLLM's probabilities are a little off; the policy loss of each token is weighed, the value loss is not."""
+    trainer = make_trainer(vllm_importance_sampling_mode=mode, whiten_advantages=False)
+    trainer.model.eval()
+    plain = first_batch(trainer)
+    lengths = plain["completion_mask"].sum(1).tolist()
+    rows = [ids[:length].tolist() for ids, length in zip(plain["completion_ids"], lengths, strict=True)]
+    shift = torch.linspace(-0.1, 0.1, 4)[:, None].expand_as(plain["old_per_token_logps"])
+    sampled = plain["old_per_token_logps"] - shift
+    logprobs = [[[value] for value in row[:length].tolist()] for row, length in zip(sampled, lengths, strict=True)]
+    trainer.use_vllm, trainer._last_loaded_step = True, 0
+    trainer.vllm_generation = SimpleNamespace(
+        sync_weights=lambda: None, generate=lambda prompts, **kwargs: (prompts, rows, logprobs, None)
+    )
+    output = first_batch(trainer)
+    mask = output["completion_mask"].bool()
+    ratio = output["importance_sampling_ratio"].expand_as(mask)
+    power = torch.tensor(lengths)[:, None] if mode.startswith("sequence") else 1
+    expected, bound = (shift * power).exp(), trainer.vllm_importance_sampling_clip_max
+    expected = expected.clamp(max=bound) if mode.endswith("truncate") else torch.where(expected > bound, 0, expected)
+    torch.testing.assert_close(ratio[mask], expected[mask], rtol=1e-3, atol=1e-4)
+    torch.testing.assert_close(output["advantages"], plain["advantages"], rtol=1e-3, atol=1e-3)
+
+    losses = {}
+    for factor in (0.0, 0.1):
+        trainer.args.vf_coef = factor
+        losses[factor] = trainer._compute_loss(trainer.model, output).item()
+    policy = -(ratio * output["advantages"])[mask].mean().item()
+    value = 0.5 * ((output["values"] - output["returns"]) ** 2)[mask].mean().item()
+    assert losses[0.0] == pytest.approx(policy, rel=1e-3)
+    assert losses[0.1] - losses[0.0] == pytest.approx(0.1 * value, rel=1e-3)
+    assert value > 0.001
+
+
+# Engines that cannot hold a critic
+
+
+@pytest.mark.parametrize(
+    ("engine", "reason"), [("DeepSpeed", "makes its optimizer from the weights"), ("FSDP1", "flattens the weights")]
+)
+def test_engine_is_refused_before_the_model_loads(engine, reason, cpu_options, monkeypatch):
+    args = PPOConfig(**cpu_options)
+    if engine == "DeepSpeed":
+        args.deepspeed_plugin = object()
+    else:
+        monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
+        monkeypatch.setenv("FSDP_VERSION", "1")
+    message = f"{engine} {reason} of one model, and the critic's lie beside the policy. Use accelerate_configs"
+    with pytest.raises(ValueError, match=message):
+        PPOTrainer("/no/such/model", count_e, args)
+
+
+def test_reward_adapter_is_refused_under_fsdp(cpu_options, monkeypatch):
+    monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
+    monkeypatch.setenv("FSDP_VERSION", "2")
+    with pytest.raises(ValueError, match=r"reward_adapter does not run under FSDP.*the same number of passes"):
+        PPOTrainer("/no/such/model", None, PPOConfig(**cpu_options, reward_adapter="x"))

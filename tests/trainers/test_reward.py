@@ -1,0 +1,363 @@
+"""`RewardTrainer` against TRL's own trainer on a real, small model; its head, its calibration, and what it saves."""
+
+import json
+import math
+
+import pytest
+import torch
+import trl
+from datasets import Dataset
+from peft import LoraConfig
+from transformers import (
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+    BertConfig,
+    BertForSequenceClassification,
+    BertTokenizerFast,
+    BitsAndBytesConfig,
+)
+
+from rlhf_ext import RewardConfig, RewardTrainer
+from rlhf_ext.data_checks import DataError
+from rlhf_ext.plugins import PluginError
+from rlhf_ext.reward_settings import RewardModelSettings
+from rlhf_ext.trainers.reward_head import add_head_dropout, initialize_head, reward_head
+
+SEEN = []
+QUANTIZED = {
+    8: {"load_in_8bit": True},
+    4: {"load_in_4bit": True, "bnb_4bit_compute_dtype": torch.float32},
+}
+
+
+def remember(chosen_rewards, rejected_rewards, *, extras):
+    """A loss that keeps the extra columns it is called with."""
+    SEEN.append(extras)
+    return rejected_rewards - chosen_rewards
+
+
+def no_gradient(chosen_rewards, rejected_rewards, *, extras):
+    return (rejected_rewards - chosen_rewards).detach()
+
+
+def lora(**options):
+    return LoraConfig(**{"r": 4, "target_modules": "all-linear", "task_type": "SEQ_CLS"} | options)
+
+
+@pytest.fixture
+def config(cpu_options):
+    def make(cls=RewardConfig, **options):
+        return cls(**cpu_options | options)
+
+    return make
+
+
+@pytest.fixture
+def plain(preferences):
+    """The same pairs without the column `margin`, which TRL and we would take into the loss."""
+    return preferences.remove_columns("margin")
+
+
+def history_and_weights(trainer):
+    trainer.train()
+    history = [entry for entry in trainer.state.log_history if "loss" in entry]
+    weights = {name: p.detach().clone() for name, p in trainer.model.named_parameters() if p.requires_grad}
+    return history, weights
+
+
+@pytest.mark.parametrize(
+    ("options", "peft_config"),
+    [
+        ({}, None),
+        ({}, lora()),
+        ({"gradient_checkpointing": True}, None),
+        ({"gradient_accumulation_steps": 2, "per_device_train_batch_size": 2}, None),
+        ({"center_rewards_coefficient": 0.1}, None),
+    ],
+    ids=["full", "lora", "checkpointed", "accumulated", "centered"],
+)
+def test_bradley_terry_trains_exactly_as_trl(options, peft_config, config, model_name, plain):
+    """Metrics equal to the digits the log keeps; weights to fp32 rounding, which Adam's division magnifies."""
+    ours = config(loss_type="bradley_terry", head_dropout=0.0, **options)
+    theirs = config(trl.RewardConfig, **options)
+    (history, weights), (their_history, their_weights) = (
+        history_and_weights(cls(model_name, args=args, train_dataset=plain, peft_config=peft_config))
+        for cls, args in ((RewardTrainer, ours), (trl.RewardTrainer, theirs))
+    )
+    for entry, their_entry in zip(history, their_history, strict=True):
+        assert entry == pytest.approx(their_entry, rel=1e-4, abs=1e-5)
+    assert weights.keys() == their_weights.keys()
+    for name, weight in their_weights.items():
+        torch.testing.assert_close(weights[name], weight, rtol=1e-4, atol=1e-5)
+
+
+def test_margin_column_is_read_without_being_named_as_in_trl(config, model_name, preferences):
+    ours = config(loss_type="margin", loss_kwargs={"margin": 0.0}, head_dropout=0.0)
+    (history, _), (their_history, _) = (
+        history_and_weights(cls(model_name, args=args, train_dataset=preferences))
+        for cls, args in ((RewardTrainer, ours), (trl.RewardTrainer, config(trl.RewardConfig)))
+    )
+    assert [entry["loss"] for entry in history] == pytest.approx([entry["loss"] for entry in their_history], rel=1e-4)
+    with pytest.raises(PluginError, match="does not read the column 'margin'"):
+        RewardTrainer("/no/such/model", args=config(loss_type="bradley_terry"), train_dataset=preferences)
+
+
+def test_margin_column_of_a_streamed_dataset_reaches_the_loss(config, model_name, preferences):
+    SEEN.clear()
+    args = config(loss_type=f"{__name__}:remember", max_steps=1)
+    RewardTrainer(model_name, args=args, train_dataset=preferences.to_iterable_dataset()).train()
+    assert SEEN[-1]["margin"].tolist() == pytest.approx(preferences["margin"][:4])
+
+
+def test_extra_columns_follow_their_rows_through_shuffling(config, model_name, plain):
+    SEEN.clear()
+    column = [float(number) for number in range(8)]
+    dataset = plain.add_column("weight", column).add_column("margin", [10.0 * value for value in column])
+    args = config(loss_type=f"{__name__}:remember", extra_columns=["weight"])
+    RewardTrainer(model_name, args=args, train_dataset=dataset).train()
+    batches = SEEN[-2:]
+    assert sorted(value for extras in batches for value in extras["weight"].tolist()) == column
+    for extras in batches:
+        assert extras["margin"].tolist() == [10 * value for value in extras["weight"].tolist()]
+
+
+def test_mix_of_losses_is_the_weighted_sum(config, model_name, plain):
+    def first_loss(**options):
+        args = config(head_dropout=0.0, **options)
+        trainer = RewardTrainer(model_name, args=args, train_dataset=plain)
+        batch = trainer._prepare_inputs(next(iter(trainer.get_train_dataloader())))
+        return trainer.compute_loss(trainer.model, batch).item()
+
+    parts = [first_loss(loss_type=name) for name in ("margin", "hinge")]
+    mixed = first_loss(loss_type=["margin", "hinge"], loss_weights=[0.5, 2.0])
+    assert mixed == pytest.approx(0.5 * parts[0] + 2.0 * parts[1], rel=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"loss_type": "magin"}, "Did you mean 'margin'"),
+        ({"loss_kwargs": {"smoothing": 0.1}}, "no loss .* takes it"),
+        ({"loss_type": "bradley_terry", "loss_kwargs": {"margin": 0.1}}, "no loss .* takes it"),
+        ({"loss_kwargs": "0.1"}, "not a JSON object"),
+        ({"loss_kwargs": {"temperature": 0.0}}, "fails on a trial batch: temperature must be above 0"),
+        ({"loss_weights": [1.0, 2.0]}, "one weight per loss"),
+        ({"head_dropout": 1.0}, r"head_dropout must lie in \[0, 1\)"),
+        ({"head_init": "zeros"}, "head_init must be 'normal' or 'inverse_sqrt'"),
+        ({"loss_type": f"{__name__}:no_gradient"}, "without gradient"),
+    ],
+)
+def test_bad_option_is_refused(options, message, config):
+    with pytest.raises(ValueError, match=message):
+        config(**options)
+
+
+@pytest.mark.parametrize("values", [[1.0] * 7 + [float("nan")], [1.0] * 7 + [None]])
+def test_bad_extra_column_is_refused_before_the_model_loads(values, config, plain):
+    with pytest.raises(DataError, match="the train dataset, row 8, column 'margin'"):
+        RewardTrainer("/no/such/model", args=config(), train_dataset=plain.add_column("margin", values))
+
+
+def test_configuration_of_trl_is_refused(config, model_name, plain):
+    with pytest.raises(TypeError, match=r"must be an rlhf_ext.RewardConfig"):
+        RewardTrainer(model_name, args=config(trl.RewardConfig), train_dataset=plain)
+
+
+@pytest.mark.parametrize("task_type", ["CAUSAL_LM", None])
+def test_lora_that_would_leave_the_head_untrained_is_refused(task_type, config, model_name, plain):
+    peft_config = lora(task_type=task_type, target_modules=["q_proj"])
+    with pytest.raises(ValueError, match=r"reward head would .* task_type='SEQ_CLS'"):
+        RewardTrainer(model_name, args=config(), train_dataset=plain, peft_config=peft_config)
+
+
+def test_head_is_initialised_as_asked():
+    head = torch.nn.Linear(4095, 1)
+    initialize_head(head, "normal", seed=0)
+    assert head.weight.std().item() == pytest.approx(0.02, rel=0.05) and head.bias.item() == 0
+    initialize_head(head, "inverse_sqrt", seed=0)
+    assert head.weight.std().item() == pytest.approx(1 / math.sqrt(4096), rel=0.05)
+    first = head.weight.clone()
+    initialize_head(head, "inverse_sqrt", seed=0)
+    assert torch.equal(head.weight, first)
+    initialize_head(head, "inverse_sqrt", seed=1)
+    assert not torch.equal(head.weight, first)
+
+
+@pytest.mark.parametrize("peft_config", [None, lora()], ids=["full", "lora"])
+def test_trainer_initialises_the_head_that_trains(peft_config, config, model_name, plain):
+    args = config(head_init="inverse_sqrt")
+    trainer = RewardTrainer(model_name, args=args, train_dataset=plain, peft_config=peft_config)
+    head = reward_head(trainer.model)
+    expected = torch.nn.Linear(head.in_features, 1, bias=False)
+    initialize_head(expected, "inverse_sqrt", seed=args.seed)
+    assert head.weight.requires_grad and torch.equal(head.weight, expected.weight)
+
+
+def test_dropout_before_the_head_acts_in_training_only():
+    torch.manual_seed(0)
+    head = torch.nn.Linear(1000, 1, bias=False)
+    head.weight.data.fill_(1.0)
+    add_head_dropout(head, 0.25)
+    hidden = torch.ones(400, 1000)
+    assert torch.equal(head.eval()(hidden), torch.full((400, 1), 1000.0))
+    scores = head.train()(hidden)
+    # Each score is 1000 * kept / 0.75 with kept ~ Binomial(1000, 0.75) / 1000.
+    assert scores.mean().item() == pytest.approx(1000, rel=0.01)
+    assert scores.std().item() == pytest.approx(1000 * math.sqrt(0.75 * 0.25 / 1000) / 0.75, rel=0.15)
+
+
+def test_dropout_changes_the_training_loss_and_not_the_evaluation(config, model_name, plain):
+    losses = {}
+    for p in (0.0, 0.5):
+        args = config(head_dropout=p, calibrate=False)
+        trainer = RewardTrainer(model_name, args=args, train_dataset=plain, eval_dataset=plain)
+        evaluated = trainer.evaluate()["eval_loss"]
+        trainer.train()
+        losses[p] = (evaluated, next(entry["loss"] for entry in trainer.state.log_history if "loss" in entry))
+    assert losses[0.0][0] == losses[0.5][0]
+    assert abs(losses[0.0][1] - losses[0.5][1]) > 1e-3
+
+
+def test_calibration_centers_the_scores_and_minimises_the_negative_log_likelihood(config, model_name, plain):
+    args = config(max_steps=8, per_device_train_batch_size=8, learning_rate=3e-3, per_device_eval_batch_size=3)
+    trainer = RewardTrainer(model_name, args=args, train_dataset=plain, eval_dataset=plain)
+    trainer.train()
+    chosen, rejected = [], []
+    trainer.model.eval()
+    for row in trainer.eval_dataset:
+        for ids, scores in ((row["chosen_ids"], chosen), (row["rejected_ids"], rejected)):
+            with torch.no_grad():
+                scores.append(trainer.model(torch.tensor([ids])).logits.item())
+    settings = trainer.settings
+    assert settings.score_offset == pytest.approx(sum(chosen + rejected) / 16, abs=1e-4)
+    difference = torch.tensor(chosen, dtype=torch.float64) - torch.tensor(rejected, dtype=torch.float64)
+
+    def loss(temperature):
+        return -torch.nn.functional.logsigmoid(difference / temperature).mean().item()
+
+    # Where all pairs are ordered rightly, the best temperature is the smallest one allowed.
+    for factor in (0.9, 1.1):
+        if (difference < 0).any():
+            assert loss(settings.temperature) <= loss(settings.temperature * factor) + 1e-6
+
+
+def test_calibration_without_held_out_pairs_says_what_to_do(config, model_name, plain):
+    trainer = RewardTrainer(model_name, args=config(max_steps=1), train_dataset=plain)
+    trainer.train()
+    with pytest.raises(ValueError, match="pass an eval_dataset"):
+        trainer.calibrate()
+
+
+def test_saved_model_is_plain_and_its_settings_lie_beside_it(config, model_name, plain, tmp_path):
+    args = config(max_length=128)
+    trainer = RewardTrainer(model_name, args=args, train_dataset=plain, eval_dataset=plain)
+    trainer.train()
+    trainer.save_model()
+    folder = tmp_path / "run"
+    settings = RewardModelSettings.load(folder)
+    assert settings == trainer.settings and settings.max_length == 128 and settings.dtype == "float32"
+    assert json.loads((folder / "reward_model.json").read_text())["score_offset"] == settings.score_offset != 0
+    loaded = AutoModelForSequenceClassification.from_pretrained(folder)
+    for name, weight in trainer.model.state_dict().items():
+        assert torch.equal(loaded.state_dict()[name], weight)
+
+
+@pytest.mark.parametrize("bits", [8, 4])
+def test_quantized_base_with_lora_trains_its_head_and_adapters_only(bits, config, model_name, plain):
+    trainer = RewardTrainer(
+        model_name,
+        args=config(per_device_train_batch_size=8, max_steps=6, head_dropout=0.0),
+        train_dataset=plain,
+        eval_dataset=plain,
+        quantization_config=BitsAndBytesConfig(**QUANTIZED[bits]),
+        peft_config=lora(),
+    )
+    quantized = {n: p.clone() for n, p in trainer.model.named_parameters() if p.dtype in (torch.int8, torch.uint8)}
+    assert len(quantized) > 20
+    head = reward_head(trainer.model)
+    before = head.weight.detach().clone()
+    trainer.train()
+    history = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
+    assert history[-1] < history[0]  # the same eight pairs in every step
+    assert not torch.equal(head.weight, before)
+    after = dict(trainer.model.named_parameters())
+    assert all(torch.equal(after[name], weight) for name, weight in quantized.items())
+    assert trainer.settings.quantization[f"load_in_{bits}bit"] is True
+
+
+@pytest.mark.parametrize("peft_config", [None, lora()], ids=["full", "lora"])
+def test_resumed_run_equals_the_uninterrupted_one_bit_for_bit(peft_config, config, model_name, plain, tmp_path):
+    """With dropout on, whose random state a checkpoint must hold."""
+
+    def train(folder, resume=None):
+        args = config(
+            output_dir=str(tmp_path / folder),
+            max_steps=4,
+            per_device_train_batch_size=2,
+            save_strategy="steps",
+            save_steps=2,
+        )
+        trainer = RewardTrainer(model_name, args=args, train_dataset=plain, eval_dataset=plain, peft_config=peft_config)
+        trainer.train(resume_from_checkpoint=resume)
+        assert trainer.state.global_step == 4
+        weights = {name: p.detach().clone() for name, p in trainer.model.named_parameters() if p.requires_grad}
+        return weights, trainer.settings
+
+    whole, settings = train("whole")
+    for step in (2, 4):  # the last one is complete
+        resumed, resumed_settings = train(f"resumed-{step}", resume=str(tmp_path / "whole" / f"checkpoint-{step}"))
+        assert whole.keys() == resumed.keys()
+        assert all(torch.equal(whole[name], resumed[name]) for name in whole)
+        assert settings == resumed_settings
+
+
+@pytest.fixture
+def encoder(tmp_path):
+    """A tiny BERT with a vocabulary of letters, which has no end-of-sequence token."""
+    vocabulary = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *"abcdefghij", *(f"##{c}" for c in "abcdefghij")]
+    tokenizer = BertTokenizerFast(vocab={token: number for number, token in enumerate(vocabulary)})
+    sizes = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 16}
+    config = BertConfig(vocab_size=len(vocabulary), num_labels=1, max_position_embeddings=64, **sizes)
+    BertForSequenceClassification(config).save_pretrained(tmp_path / "encoder")
+    tokenizer.save_pretrained(tmp_path / "encoder")
+    return str(tmp_path / "encoder")
+
+
+@pytest.mark.parametrize("peft_config", [None, lora()], ids=["full", "lora"])
+def test_encoder_as_backbone(peft_config, config, encoder, caplog):
+    rows = [{"prompt": "abc", "chosen": " d" * n, "rejected": " e" * n} for n in range(1, 9)]
+    dataset = Dataset.from_list(rows)
+    args = config(max_steps=12, per_device_train_batch_size=8, learning_rate=5e-2, head_dropout=0.0)
+    trainer = RewardTrainer(encoder, args=args, train_dataset=dataset, eval_dataset=dataset, peft_config=peft_config)
+    tokenizer = trainer.processing_class
+    assert tokenizer.convert_ids_to_tokens(trainer.train_dataset[0]["chosen_ids"])[-2:] == ["[SEP]", "[SEP]"]
+    trainer.train()
+    history = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
+    assert history[-1] < history[0] and reward_head(trainer.model).weight.requires_grad
+    trainer.save_model()
+    assert AutoTokenizer.from_pretrained(args.output_dir).eos_token == "[SEP]"  # for those who score with it
+    assert not [record for record in caplog.records if record.name.startswith("transformers")]
+
+
+def test_pad_token_that_is_the_end_token_does_not_hide_the_end(config, model_name, plain):
+    """Transformers looks for the last token that is not padding, and would score the token before the end."""
+    tokenizer = AutoTokenizer.from_pretrained(model_name)
+    rows = [{side: "".join(m["content"] for m in row[side]) for side in row} for row in plain]
+    dataset = plain.from_list(rows)
+    trainer = RewardTrainer(
+        model_name,
+        args=config(head_dropout=0.0, calibrate=False),
+        train_dataset=dataset,
+        processing_class=tokenizer,
+    )
+    trainer.model.eval()
+    batch = trainer.data_collator([trainer.train_dataset[i] for i in range(4)])
+    scores = {}
+    for pad_token_id in (trainer.model.config.pad_token_id, tokenizer.eos_token_id):
+        trainer.model.config.pad_token_id = pad_token_id
+        padded = batch["input_ids"].masked_fill(batch["attention_mask"] == 0, pad_token_id)
+        with torch.no_grad():
+            scores[pad_token_id] = trainer.model(padded, attention_mask=batch["attention_mask"]).logits
+    first, second = scores.values()
+    assert len(scores) == 2
+    torch.testing.assert_close(first, second, rtol=0, atol=1e-5)

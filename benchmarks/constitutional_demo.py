@@ -21,7 +21,7 @@ from pathlib import Path
 
 from rlhf_ext.demo import model_path
 from rlhf_ext.demo.data import prompt_dataset
-from rlhf_ext.demo.sample import gold_scores
+from rlhf_ext.demo.gold import gold_scores
 from rlhf_ext.generation import generate
 from rlhf_ext.policy_loading import load_policy
 

@@ -33,8 +33,7 @@ from rlhf_ext.arguments import (
 )
 from rlhf_ext.data import load_preference_splits, truncation_report
 from rlhf_ext.data_checks import DataError, check_lengths
-from rlhf_ext.demo.callback import GoldScoreCallback
-from rlhf_ext.demo.gold import gold
+from rlhf_ext.demo.gold import GoldScoreCallback, gold
 from rlhf_ext.plugins import PluginError
 from rlhf_ext.policy_loading import trainer_options
 from rlhf_ext.progress import show_short_progress
@@ -98,12 +97,12 @@ def main(script_args: RecipeArguments, training_args: DPOConfig, model_args: Mod
         trainer.accelerator.print(note)
 
     if script_args.dataset_name is None:
-        trainer.add_callback(GoldScoreCallback())
+        trainer.add_callback(GoldScoreCallback(script_args.max_eval_samples))
     samples = SampleCallback(trainer, eval_dataset, {} if script_args.dataset_name else {"gold": gold})
     trainer.add_callback(samples)
 
     # DeepSpeed makes its engine when training starts, and cannot evaluate before.
-    before = {} if trainer.is_deepspeed_enabled else evaluate_before(trainer)
+    before = {} if trainer.is_deepspeed_enabled else evaluate_before(trainer, policy_is_reference=True)
     result = trainer.train(resume_from_checkpoint=training_args.resume_from_checkpoint)
     after = trainer.evaluate()
     save_run(trainer, script_args, before, result.metrics, after, metrics=METRICS, panels=PANELS, samples=samples)

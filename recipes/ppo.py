@@ -34,7 +34,6 @@ from rlhf_ext.arguments import (
     parse_arguments,
 )
 from rlhf_ext.data_checks import DataError
-from rlhf_ext.demo.callback import GoldScoreCallback
 from rlhf_ext.demo.gold import gold
 from rlhf_ext.demo.reward import demo_reward_model
 from rlhf_ext.plugins import PluginError
@@ -58,8 +57,8 @@ DEMO_DEFAULTS = {
     "steps_per_generation": 4,
     "num_iterations": 2,
     "max_steps": 120,
-    "per_device_eval_batch_size": 64,
-    "max_eval_samples": 64,
+    "per_device_eval_batch_size": 128,
+    "max_eval_samples": 128,
     "logging_steps": 8,
     "bf16": False,
     "gradient_checkpointing": False,
@@ -131,8 +130,6 @@ def main(script_args: PPOArguments, training_args: PPOConfig, model_args: PPOMod
         processing_class=tokenizer,
     )
     show_short_progress(trainer, ("reward", "kl/k1", "clip_fraction"))
-    if is_demo:
-        trainer.add_callback(GoldScoreCallback())
     samples = SampleCallback(trainer, eval_dataset)
     trainer.add_callback(samples)
 

@@ -33,8 +33,7 @@ from rlhf_ext.arguments import (
     parse_arguments,
 )
 from rlhf_ext.data_checks import DataError, check_lengths
-from rlhf_ext.demo.callback import GoldScoreCallback
-from rlhf_ext.demo.gold import gold
+from rlhf_ext.demo.gold import GoldScoreCallback, gold
 from rlhf_ext.demonstrations import length_report, load_demonstration_splits, reads_as_chat, to_chat
 from rlhf_ext.formatting import InputError
 from rlhf_ext.policy_loading import trainer_options
@@ -113,7 +112,7 @@ def main(script_args: SFTArguments, training_args: SFTConfig, model_args: ModelC
     if note := length_report(splits[0], trainer.train_dataset, max_length):
         trainer.accelerator.print(note)
     if script_args.dataset_name is None:
-        trainer.add_callback(GoldScoreCallback())
+        trainer.add_callback(GoldScoreCallback(script_args.max_eval_samples))
     samples = SampleCallback(trainer, splits[1], {} if script_args.dataset_name else {"gold": gold})
     trainer.add_callback(samples)
 

@@ -47,6 +47,7 @@ class ChatbotArguments:
     policy_config: str | None = field(
         default=None, metadata={"help": "YAML file with options of recipes/ppo.py or recipes/dpo.py."}
     )
+    max_eval_samples: int | None = field(default=None, metadata={"help": "Rows of each evaluation at most."})
     use_peft: bool = field(
         default=False, metadata={"help": "LoRA: policy, reference, critic and reward model are adapters of one base."}
     )
@@ -118,7 +119,8 @@ def phases(args: ChatbotArguments, *, has_chat_template: bool) -> list[Phase]:
     if args.algorithm != "best_of_n":
         found.append(Phase(args.algorithm, f"{args.algorithm}.py", (*_policy_options(args), *common)))
     if args.is_demo:
-        found.append(Phase("reward-evaluation", "evaluate.py", ("--model", _in(args, "reward")), trains=False))
+        evaluation = ["--model", _in(args, "reward"), *_option("max_samples", args.max_eval_samples)]
+        found.append(Phase("reward-evaluation", "evaluate.py", tuple(evaluation), trains=False))
     return [*found, Phase("evaluation", "evaluate.py", tuple(_evaluation_options(args)), trains=False)]
 
 
@@ -140,6 +142,7 @@ def _evaluation_options(args: ChatbotArguments) -> list[str]:
     options += ["--judge", "gold" if args.is_demo else _in(args, "reward"), "--seed", str(args.seed)]
     if args.algorithm == "best_of_n":
         options += ["--best_of", str(args.best_of or BEST_OF), "--best_of_model", _in(args, "reward")]
+    options += _option("max_samples", args.max_eval_samples)
     return [*options, *_option("dataset_name", args.eval_prompt_dataset or args.prompt_dataset)]
 
 

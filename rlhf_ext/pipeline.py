@@ -107,17 +107,7 @@ class Pipeline:
         if "MASTER_PORT" in environment:  # every process starts its part of the phase, and these meet at a new place
             environment["MASTER_PORT"] = str(int(environment["MASTER_PORT"]) + 1 + number)
             environment["TORCHELASTIC_USE_AGENT_STORE"] = "False"
-        process = subprocess.Popen(
-            [sys.executable, str(RECIPES / phase.recipe), *command[1:], *options],
-            env=environment,
-            preexec_fn=_die_with_parent if sys.platform == "linux" else None,
-        )
-        try:
-            status = process.wait()
-        except KeyboardInterrupt:
-            process.wait()  # it got the signal too, and says goodbye
-            raise
-        if status:
+        if run_recipe([str(RECIPES / phase.recipe), *command[1:], *options], environment):
             raise PhaseError(
                 f"phase {phase.name} ended with an error (above). Mend it, and give the same command again."
             )
@@ -146,6 +136,20 @@ class Pipeline:
     def _print(self, line: str) -> None:
         if self.is_main:
             print(line, flush=True)
+
+
+def run_recipe(command: Sequence[str], environment: Mapping[str, str]) -> int:
+    """Run a script with its options in a process of its own, which ends with this one; return its exit status."""
+    process = subprocess.Popen(
+        [sys.executable, *command],
+        env=environment,
+        preexec_fn=_die_with_parent if sys.platform == "linux" else None,
+    )
+    try:
+        return process.wait()
+    except KeyboardInterrupt:
+        process.wait()  # it got the signal too, and says goodbye
+        raise
 
 
 def unfinished_output_dir(output_dir: str, default: str, settings: Mapping[str, Any]) -> str:

@@ -64,15 +64,18 @@ def save_run(
     trainer.accelerator.end_training()
 
 
-def evaluate_before(trainer: Trainer) -> dict[str, float]:
-    """Evaluate the policy before training, as `eval_*_before`.
+def evaluate_before(trainer: Trainer, *, policy_is_reference: bool = False) -> dict[str, float]:
+    """Evaluate before training, as `eval_*_before`.
 
-    The policy starts as its own reference, so both completions of every pair have reward 0. TRL counts such a tie as
-    wrong and would report an accuracy of 0; a model that cannot tell them apart is right half of the time.
+    Args:
+        trainer: A TRL trainer.
+        policy_is_reference: Whether the policy starts as its own reference, as in DPO. Both completions of every pair
+            then have reward 0, but for rounding. TRL counts a tie as wrong, and rounding would decide the others; a
+            model that cannot tell them apart is right half of the time, and that is what is reported.
     """
     begin_tracking(trainer)
     metrics = trainer.evaluate()
-    if metrics.get("eval_rewards/margins") == 0 and metrics.get("eval_rewards/accuracies") == 0:
+    if policy_is_reference:
         metrics["eval_rewards/accuracies"] = 0.5
     quality = {
         key: value for key, value in metrics.items() if not key.endswith(("runtime", "per_second", "num_tokens"))

@@ -2,10 +2,9 @@
 
 import dataclasses
 import re
-import subprocess
-import sys
 from pathlib import Path
 
+import forked
 import pytest
 import torch
 import yaml
@@ -222,7 +221,8 @@ def test_full_disk_is_one_line(code, tmp_path):
         "from rlhf_ext.arguments import one_line_errors\nsignal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
         "resource.setrlimit(resource.RLIMIT_FSIZE, (10**5, 10**5))\nwith one_line_errors():\n    "
     ) + code.format(path=str(tmp_path / "file"))
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    (tmp_path / "program.py").write_text(program)
+    done = forked.run(tmp_path / "program.py")
     assert done.returncode == 1
     assert re.match(r"error: .+ cannot be written.+What was saved before", done.stderr.splitlines()[-1]), done.stderr
     assert "Traceback" not in done.stderr

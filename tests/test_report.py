@@ -16,19 +16,15 @@ def fake_trainer(**metrics):
     )
 
 
-def test_a_tie_before_training_is_an_accuracy_of_one_half():
-    before = evaluate_before(fake_trainer(**{"eval_rewards/accuracies": 0.0, "eval_rewards/margins": 0.0}))
-    assert before == {
+@pytest.mark.parametrize("accuracy", [0.0, 0.375])
+def test_a_policy_that_is_its_own_reference_has_an_accuracy_of_one_half(accuracy):
+    trainer = fake_trainer(**{"eval_rewards/accuracies": accuracy, "eval_rewards/margins": 0.0})
+    assert evaluate_before(trainer, policy_is_reference=True) == {
         "eval_loss_before": 0.69,
         "eval_rewards/accuracies_before": 0.5,
         "eval_rewards/margins_before": 0.0,
     }
-
-
-@pytest.mark.parametrize(("accuracy", "margin"), [(0.0, -0.2), (0.45, 0.0), (0.6, 0.1)])
-def test_an_accuracy_that_is_no_tie_stays(accuracy, margin):
-    before = evaluate_before(fake_trainer(**{"eval_rewards/accuracies": accuracy, "eval_rewards/margins": margin}))
-    assert before["eval_rewards/accuracies_before"] == accuracy
+    assert evaluate_before(trainer)["eval_rewards/accuracies_before"] == accuracy
 
 
 def test_table_shows_both_sides_and_skips_what_is_missing(capsys):

@@ -2,10 +2,9 @@
 
 import json
 import math
-import subprocess
-import sys
 import warnings
 
+import forked
 import pytest
 import torch
 from peft import LoraConfig, PeftModel, PromptTuningConfig, get_peft_model
@@ -260,8 +259,8 @@ def test_new_process_gives_the_same_scores(fresh, tokenizer, tmp_path):
         "import json, sys; from rlhf_ext import RewardModel; texts = json.loads(sys.argv[1])\n"
         "print(json.dumps([RewardModel.from_pretrained(folder).score(texts) for folder in sys.argv[2:]]))"
     )
-    command = [sys.executable, "-c", code, json.dumps(TEXTS), *expected]
-    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    (tmp_path / "score.py").write_text(code)
+    done = forked.run(tmp_path / "score.py", json.dumps(TEXTS), *expected)
     for scores, before in zip(json.loads(done.stdout), expected.values(), strict=True):
         assert scores == pytest.approx(before, abs=1e-6)
 

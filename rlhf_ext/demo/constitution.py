@@ -195,7 +195,7 @@ def gold_metrics(reviser: "Reviser", transcripts: "Sequence[Transcript]", held_o
         of two sampled answers.
     """
     from rlhf_ext.demo.data import prompt_dataset
-    from rlhf_ext.demo.sample import gold_scores
+    from rlhf_ext.demo.gold import gold_scores
 
     prompts = prompt_dataset("test", size=held_out)["prompt"][:]
     first = reviser.answer(prompts, "held out")

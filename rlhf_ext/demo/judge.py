@@ -6,6 +6,7 @@ their words *and* the order of these words, so that a bag of the right words ear
 
 import re
 from collections import Counter
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 
@@ -86,10 +87,11 @@ def is_refusal(response: str) -> bool:
 def topic_of(prompt: str) -> Topic | None:
     """The topic whose task is named in the prompt, if any is named almost completely."""
     words = _words(prompt)
-    present = set(words)
+    shared = Counter(index for word in set(words) for index in _TASK_INDEX.get(word, ()))
     best, best_key = None, (TASK_THRESHOLD, 0)
-    for topic, wanted in _TASKS:
-        if sum(not options.isdisjoint(present) for options in wanted) < TASK_THRESHOLD * len(wanted):
+    for index in sorted(shared):
+        topic, wanted = _TASKS[index]
+        if shared[index] < TASK_THRESHOLD * len(wanted):
             continue
         common = _common_in_order(words, wanted)
         if (common / len(wanted), common) > best_key:
@@ -239,15 +241,17 @@ def _known_sentences() -> list[_Known]:
     return [_Known(kind, topic, _alternatives(text)) for kind, topic, text in rows]
 
 
-def _index(known: list[_Known]) -> dict[str, list[int]]:
-    """For every word, which known sentences contain it."""
+def _index(sentences: Iterable[Sequence[frozenset[str]]]) -> dict[str, list[int]]:
+    """For every word, which sentences contain it, and as often as they do."""
     index: dict[str, list[int]] = {}
-    for position, sentence in enumerate(known):
-        for word in set().union(*sentence.words):
-            index.setdefault(word, []).append(position)
+    for position, sentence in enumerate(sentences):
+        for options in sentence:
+            for word in options:
+                index.setdefault(word, []).append(position)
     return index
 
 
 _TASKS = [(topic, _alternatives(task)) for topic in TOPICS for task in topic.tasks]
+_TASK_INDEX = _index(wanted for _, wanted in _TASKS)
 _KNOWN = _known_sentences()
-_INDEX = _index(_KNOWN)
+_INDEX = _index([frozenset().union(*known.words)] for known in _KNOWN)  # a sentence counts a word once

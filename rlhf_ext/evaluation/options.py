@@ -137,7 +137,7 @@ def refuse_without_dataset(options: EvaluationOptions, *others: tuple[str, Any])
     Raises:
         ArgumentError: One of them is set.
     """
-    own = [(name, getattr(options, name)) for name in ("dataset_config", "dataset_split", "max_samples")]
+    own = [(name, getattr(options, name)) for name in ("dataset_config", "dataset_split")]
     unused = [f"--{name}" for name, value in (*own, *others) if value is not None]
     if unused:
         raise ArgumentError(f"{', '.join(unused)} has no effect without --dataset_name.")

@@ -126,7 +126,7 @@ _NO_KL = "it needs answers drawn from the whole distribution, so temperature 1, 
 def _load_prompts(data: EvaluationOptions) -> EvaluationPrompts:
     if data.dataset_name is None:
         refuse_without_dataset(data)
-        return demo_prompts()
+        return demo_prompts(data.max_samples)
     return load_evaluation_prompts(
         data.dataset_name,
         data.dataset_config,

@@ -30,14 +30,14 @@ class EvaluationPrompts:
     unsafe: list[bool] | None
 
 
-def demo_prompts() -> EvaluationPrompts:
+def demo_prompts(max_samples: int | None = None) -> EvaluationPrompts:
     """Return held-out prompts of the embedded demo, others than those that recipes show during training."""
     from rlhf_ext.demo.data import prompt_dataset
     from rlhf_ext.demo.judge import is_unsafe
 
-    prompts = prompt_dataset("test", seed=1, size=DEMO_PROMPTS)["prompt"][:]
+    prompts = prompt_dataset("test", seed=1, size=min(max_samples or DEMO_PROMPTS, DEMO_PROMPTS))["prompt"][:]
     unsafe = [is_unsafe(prompt[-1]["content"]) for prompt in prompts]
-    return EvaluationPrompts(DEMO, list(range(1, DEMO_PROMPTS + 1)), prompts, unsafe)
+    return EvaluationPrompts(DEMO, list(range(1, len(prompts) + 1)), prompts, unsafe)
 
 
 def load_evaluation_prompts(

@@ -49,7 +49,7 @@ def _load(data: EvaluationOptions, options: RewardOptions) -> list[Pairs | Rated
     if data.dataset_name is None:
         columns = ("strength_column", "subset_column")
         refuse_without_dataset(data, *((column, getattr(options, column)) for column in columns))
-        pairs = demo_pairs()
+        pairs = demo_pairs(data.max_samples)
         return [pairs, demo_ratings(pairs)]
     return [
         load_rows(

@@ -16,6 +16,7 @@ from rlhf_ext.data_checks import DataError, check_number, check_preference_rows,
 
 Text = str | list[dict[str, Any]]  # plain, or messages
 NumberedRow = tuple[int, dict[str, Any]]
+DEMO_PAIRS = 1000
 RESPONSE_COLUMNS = ("response", "completion")
 EXPECTED = (
     "Preference rows have 'chosen' and 'rejected' (and 'prompt', or both begin with it); "
@@ -115,14 +116,15 @@ def load_rows(
     )
 
 
-def demo_pairs() -> Pairs:
+def demo_pairs(max_samples: int | None = None) -> Pairs:
     """Return 1,000 test pairs of the embedded demo, without label noise: accuracy then measures the model alone.
 
     They are others than those that recipes/reward.py evaluates on, and fits offset and temperature to.
     """
     from rlhf_ext.demo.data import preference_dataset
 
-    columns = preference_dataset("test", seed=1, size=1000, noise=False).to_dict()
+    size = min(max_samples or DEMO_PAIRS, DEMO_PAIRS)
+    columns = preference_dataset("test", seed=1, size=size, noise=False).to_dict()
     numbers = list(range(1, len(columns["prompt"]) + 1))
     return Pairs(DEMO, numbers, columns["prompt"], columns["chosen"], columns["rejected"], columns["strength"])
 

@@ -13,8 +13,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from rlhf_ext.demo import model_path
 from rlhf_ext.demo.data import prompt_dataset, sft_dataset
+from rlhf_ext.demo.gold import gold_scores
 from rlhf_ext.demo.judge import is_unsafe, judge
-from rlhf_ext.demo.sample import gold_scores
 from rlhf_ext.generation import generate
 
 SYSTEM = {"role": "system", "content": "Be kind."}

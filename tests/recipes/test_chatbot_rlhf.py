@@ -1,61 +1,53 @@
 """`recipes/chatbot_rlhf.py` as users start it, with short phases; killed once, then talked to."""
 
 import json
-import os
-import signal
-import subprocess
-import sys
 import time
-from pathlib import Path
 
+import forked
 import pytest
 from safetensors.torch import load_file
 
 from rlhf_ext import cli
 from rlhf_ext.demo import model_path
 
-ROOT = Path(__file__).parents[2]
-ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1"}
-COMMON = "max_steps: 4\nmax_train_samples: 64\nmax_eval_samples: 8\nbf16: false\ngradient_checkpointing: false\n"
+ROOT = forked.ROOT
+SCRIPT = ROOT / "recipes/chatbot_rlhf.py"
+TRAINING = "max_steps: 4\nmax_train_samples: 64\nmax_eval_samples: 8\nbf16: false\ngradient_checkpointing: false\n"
+TRAINING += "per_device_train_batch_size: 4\n"
 CONFIGS = {
-    "sft": "per_device_train_batch_size: 4\n",
-    "reward": "per_device_train_batch_size: 4\n",
-    "policy": "max_completion_length: 8\nper_device_train_batch_size: 4\nsteps_per_generation: 1\nnum_iterations: 1\n",
+    "sft": TRAINING,
+    "reward": TRAINING,
+    "policy": TRAINING + "max_completion_length: 8\nsteps_per_generation: 1\nnum_iterations: 1\n",
 }
 
 
 @pytest.fixture(scope="module")
-def command(tmp_path_factory):
+def configs(tmp_path_factory):
     folder = tmp_path_factory.mktemp("configs")
-    options = []
+    options = ["--max_eval_samples", 16]
     for phase, lines in CONFIGS.items():
-        (folder / f"{phase}.yaml").write_text(COMMON + lines)
-        options += [f"--{phase}_config", str(folder / f"{phase}.yaml")]
-    return [sys.executable, str(ROOT / "recipes/chatbot_rlhf.py"), *options]
+        (folder / f"{phase}.yaml").write_text(lines)
+        options += [f"--{phase}_config", folder / f"{phase}.yaml"]
+    return options
 
 
 def run(*command):
-    done = subprocess.run(list(map(str, command)), capture_output=True, text=True, timeout=400, env=ENVIRONMENT)
+    done = forked.run(*command)
     assert done.returncode == 0, done.stderr[-3000:]
     return done
 
 
-def test_killed_in_the_policy_phase_it_goes_on_and_can_be_talked_to(command, tmp_path, capsys):
+def test_killed_in_the_policy_phase_it_goes_on_and_can_be_talked_to(configs, tmp_path, capsys):
     folder = tmp_path / "run"
-    process = subprocess.Popen(
-        [*command, "--output_dir", str(folder)],
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-        env=ENVIRONMENT,
-    )
+    process = forked.start(SCRIPT, *configs, "--output_dir", folder)
     deadline = time.monotonic() + 200
     while not (folder / "ppo/checkpoint-2/trainer_state.json").is_file():
-        assert process.poll() is None and time.monotonic() < deadline
+        assert process.is_alive() and time.monotonic() < deadline
         time.sleep(0.02)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
+    process.kill()
+    process.join()
 
-    done = run(*command, "--output_dir", folder)
+    done = run(SCRIPT, *configs, "--output_dir", folder)
     for line in ("Phase 1 of 5, sft: finished before.", "Phase 3 of 5, ppo: accelerate launch recipes/ppo.py"):
         assert line in done.stdout
     for label in (
@@ -75,7 +67,7 @@ def test_killed_in_the_policy_phase_it_goes_on_and_can_be_talked_to(command, tmp
 
     phases = json.loads((folder / "pipeline.json").read_text())["phases"]
     alone = phases["ppo"]["command"].replace(f"{folder}/ppo", f"{tmp_path}/alone").split()
-    run(sys.executable, ROOT / alone[0], *alone[1:])
+    run(ROOT / alone[0], *alone[1:])
     whole, resumed = (load_file(path / "model.safetensors") for path in (tmp_path / "alone", folder / "ppo"))
     assert all((whole[name] == resumed[name]).all() for name in whole)
 
@@ -86,9 +78,10 @@ def test_killed_in_the_policy_phase_it_goes_on_and_can_be_talked_to(command, tmp
     assert "holds no run of recipes/chatbot_rlhf.py" in capsys.readouterr().err
 
 
-def test_adapters_of_one_8_bit_base_from_demonstrations_to_dpo(command, tmp_path):
-    quantized = ["--use_peft", "--load_in_8bit"]
-    run(*command[:-2], "--algorithm", "dpo", *quantized, "--model_name", model_path(), "--output_dir", tmp_path / "run")
+def test_adapters_of_one_8_bit_base_from_demonstrations_to_dpo(configs, tmp_path):
+    configs = [*configs[:-1], configs[3]]  # what fits SFT fits DPO, too
+    quantized = ["--use_peft", "--load_in_8bit", "--model_name", model_path()]
+    run(SCRIPT, *configs, "--algorithm", "dpo", *quantized, "--output_dir", tmp_path / "run")
     weights = {}
     for phase in ("sft", "reward", "dpo"):
         folder = tmp_path / "run" / phase
@@ -110,8 +103,7 @@ def test_adapters_of_one_8_bit_base_from_demonstrations_to_dpo(command, tmp_path
     ],
 )
 def test_bad_options_are_one_line_before_anything_runs(options, message, tmp_path):
-    command = [sys.executable, str(ROOT / "recipes/chatbot_rlhf.py"), *options, "--output_dir", str(tmp_path / "run")]
-    done = subprocess.run(command, capture_output=True, text=True, env=ENVIRONMENT)
+    done = forked.run(SCRIPT, *options, "--output_dir", tmp_path / "run")
     assert done.returncode == 1
     assert done.stderr.strip().splitlines()[-1].startswith(message)
     assert "Traceback" not in done.stderr and not (tmp_path / "run").exists()

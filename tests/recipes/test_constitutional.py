@@ -2,13 +2,11 @@
 
 import importlib.util
 import json
-import os
-import signal
-import subprocess
 import sys
 import time
 from pathlib import Path
 
+import forked
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
@@ -77,15 +75,13 @@ def test_killed_run_ends_with_the_same_files(tmp_path, start, model_name):
     """SIGKILL after the first chunk; started again it ends as if nothing had happened."""
     whole, killed = (untrained_critic(tmp_path / name, model_name) for name in ("whole", "killed"))
     options = [*SHORT, "--max_new_tokens", "40", "--seed", "3"]
-    command = [sys.executable, str(SCRIPT), *options, "--output_dir", str(killed)]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=environment)
+    process = forked.start(SCRIPT, *options, "--output_dir", killed)
     deadline = time.monotonic() + 100
     while not (killed / "transcripts.jsonl").is_file():
-        assert process.poll() is None and time.monotonic() < deadline
+        assert process.is_alive() and time.monotonic() < deadline
         time.sleep(0.005)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
+    process.kill()
+    process.join()
     assert not (killed / "sft.jsonl").exists()
     with open(killed / "transcripts.jsonl", "ab") as file:  # and as if killed while writing, too
         file.write(b'{"prompt": [{"role"')

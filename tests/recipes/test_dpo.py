@@ -2,13 +2,12 @@
 
 import hashlib
 import json
-import os
-import signal
 import subprocess
 import sys
 import time
 from pathlib import Path
 
+import forked
 import pytest
 from peft import PeftModel
 from transformers import AutoModelForCausalLM
@@ -16,6 +15,7 @@ from transformers import AutoModelForCausalLM
 from rlhf_ext.demo import model_path
 
 ROOT = Path(__file__).parents[2]
+SCRIPT = ROOT / "recipes/dpo.py"
 LAUNCH = [
     str(Path(sys.executable).with_name("accelerate")),
     *["launch", "--quiet", "--config_file", str(ROOT / "accelerate_configs/cpu.yaml"), "--main_process_port", "0"],
@@ -23,12 +23,9 @@ LAUNCH = [
 SHORT = ["--max_train_samples", "64", "--max_eval_samples", "8", "--logging_steps", "1", "--max_steps", "2"]
 
 
-def command(*args, processes=1):
-    return [*LAUNCH, "--num_processes", str(processes), str(ROOT / "recipes/dpo.py"), *map(str, args)]
-
-
-def launch(*args, processes=1, **options):
-    done = subprocess.run(command(*args, processes=processes), capture_output=True, text=True, timeout=200, **options)
+def launch(*args, processes=1):
+    command = [*LAUNCH, "--num_processes", str(processes), str(SCRIPT), *map(str, args)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=200)
     assert done.returncode == 0, done.stderr[-3000:]
     return done
 
@@ -94,8 +91,9 @@ def test_loss_of_an_installed_package_on_an_8_bit_base(tmp_path):
         "    return (beta * (batch.chosen_logratios - batch.rejected_logratios) - target) ** 2\n"
     )
     options = ["--loss_type", "their_loss", "--loss_kwargs", '{"target": 2.0}', "--load_in_8bit", "--use_peft"]
-    environment = {**os.environ, "PYTHONPATH": str(site)}
-    done = launch(*SHORT, *options, "--output_dir", tmp_path / "run", env=environment)
+    environment = {"PYTHONPATH": str(site)}
+    done = forked.run(SCRIPT, *SHORT, *options, "--output_dir", tmp_path / "run", environment=environment)
+    assert done.returncode == 0, done.stderr[-3000:]
     assert_quiet(done)
     # All rewards are 0 in the first step, but for the rounding of 8-bit products, which differs with gradients on.
     assert history(tmp_path / "run")[1]["loss"] == pytest.approx(4.0, abs=0.02)
@@ -111,7 +109,11 @@ def test_two_processes_equal_one_on_the_same_global_batch(tmp_path, user_loss):
     options += ["--extra_columns", "weight", "--eval_fraction", "0.2", "--max_steps", "3", "--logging_steps", "1"]
     for processes in (1, 2):
         per_device = ["--per_device_train_batch_size", 8 // processes, "--per_device_eval_batch_size", 8 // processes]
-        launch(*options, *per_device, "--output_dir", tmp_path / str(processes), processes=processes)
+        arguments = [*options, *per_device, "--output_dir", tmp_path / str(processes)]
+        if processes == 1:
+            forked.run_together(1, SCRIPT, *arguments)
+        else:
+            launch(*arguments, processes=2)
     one, two = (history(tmp_path / str(processes)) for processes in (1, 2))
     compared = {"loss", "rewards/margins", "logps/chosen", "eval_loss", "eval_rewards/margins"}
     assert sum("loss" in entry for entry in one) == 3
@@ -133,8 +135,7 @@ def test_bad_input_is_one_line_before_the_model_loads(options, expected, tmp_pat
     places["data"].write_text("\n".join(map(json.dumps, rows)))
     places["config"].write_text("lerning_rate: 1")
     options = [option.format(**places) for option in options]
-    script = [sys.executable, str(ROOT / "recipes/dpo.py"), "--model_name_or_path", "/no/such/model"]
-    done = subprocess.run([*script, *options], capture_output=True, text=True, timeout=100, cwd=tmp_path)
+    done = forked.run(SCRIPT, "--model_name_or_path", "/no/such/model", *options, cwd=tmp_path)
     assert done.returncode == 1
     assert done.stderr.strip().splitlines()[-1].startswith(expected.format(**places))
     assert "Traceback" not in done.stderr
@@ -144,15 +145,13 @@ def test_killed_run_keeps_its_checkpoints_and_continues(tmp_path):
     """Killed at any moment, perhaps while saving: what was complete stays as it was, and the run goes on from there."""
     folder = tmp_path / "run"
     options = ["--save_strategy", "steps", "--save_steps", "1", "--output_dir", folder, *SHORT, "--max_steps", "6"]
-    script = [sys.executable, str(ROOT / "recipes/dpo.py"), *map(str, options)]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    process = subprocess.Popen(script, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=environment)
+    process = forked.start(SCRIPT, *options)
     deadline = time.monotonic() + 120
     while not (folder / "checkpoint-2" / "trainer_state.json").is_file():
-        assert process.poll() is None and time.monotonic() < deadline
+        assert process.is_alive() and time.monotonic() < deadline
         time.sleep(0.02)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
+    process.kill()
+    process.join()
     assert not (folder / "all_results.json").exists()
 
     def digest(checkpoint):
@@ -160,9 +159,9 @@ def test_killed_run_keeps_its_checkpoints_and_continues(tmp_path):
         return hashlib.sha256(b"".join(path.read_bytes() for path in files)).hexdigest()
 
     before = digest("checkpoint-1")
-    refused = subprocess.run(script, capture_output=True, text=True, timeout=100, env=environment)
+    refused = forked.run(SCRIPT, *options)
     assert refused.returncode == 1 and "holds another run (checkpoint-1)" in refused.stderr
-    subprocess.run([*script, "--resume_from_checkpoint", "true"], check=True, timeout=200, env=environment)
+    assert forked.run(SCRIPT, *options, "--resume_from_checkpoint", "true").returncode == 0
     assert digest("checkpoint-1") == before
     assert json.loads((folder / "all_results.json").read_text())["eval_rewards/accuracies_before"] == 0.5
     assert [entry["step"] for entry in history(folder) if "loss" in entry] == [1, 2, 3, 4, 5, 6]

@@ -11,8 +11,8 @@ from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForCausalLM
 
 from rlhf_ext.demo.data import prompt_dataset
+from rlhf_ext.demo.gold import gold_scores
 from rlhf_ext.demo.judge import is_unsafe, judge
-from rlhf_ext.demo.sample import gold_scores
 from rlhf_ext.evaluation import policy_run, prompts
 from rlhf_ext.generation import generate
 
@@ -164,7 +164,7 @@ def test_a_language_model_as_judge(evaluate, model_name, adapter, tmp_path):
     ("options", "message"),
     [
         (["--model", "runs/reward", "--max_length", "9"], "--model, --max_length has no effect with --policy."),
-        (["--max_samples", "3"], "--max_samples has no effect without --dataset_name."),
+        (["--dataset_split", "x"], "--dataset_split has no effect without --dataset_name."),
         (["--other_policy", "{model}/"], "--other_policy {model}/ is the policy itself: name another one."),
         (["--judge", "nowhere.py:f", "--other_policy", "x"], "judge file 'nowhere.py' does not exist"),
         (["--judge", "math:floor"], "--judge math:floor has no effect without --other_policy"),

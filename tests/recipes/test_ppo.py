@@ -3,12 +3,12 @@
 import json
 import os
 import random
-import signal
 import subprocess
 import sys
 import time
 from pathlib import Path
 
+import forked
 import pytest
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
@@ -19,15 +19,13 @@ from rlhf_ext.demo.reward import demo_reward_model
 from rlhf_ext.reward_settings import RewardModelSettings
 
 ROOT = Path(__file__).parents[2]
-SCRIPT = [sys.executable, str(ROOT / "recipes/ppo.py")]
-ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1"}
+SCRIPT = ROOT / "recipes/ppo.py"
 SHORT = ["--max_eval_samples", "4", "--max_completion_length", "8", "--logging_steps", "1", "--disable_tqdm", "true"]
 SHORT += ["--per_device_train_batch_size", "4", "--steps_per_generation", "1", "--num_iterations", "2"]
 
 
 def run(*args, ok=True):
-    command = [*SCRIPT, *SHORT, *map(str, args)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=280, env=ENVIRONMENT)
+    done = forked.run(SCRIPT, *SHORT, *args, timeout=280)
     assert (done.returncode == 0) == ok, done.stderr[-3000:]
     return done
 
@@ -90,15 +88,14 @@ def test_run_killed_at_any_moment_goes_on_bit_for_bit(tuning, tmp_path, rewards)
     else:
         files += ["model.safetensors"]
     run(*options, "--output_dir", tmp_path / "whole")
-    command = [*SCRIPT, *SHORT, *map(str, options), "--output_dir", str(tmp_path / "killed")]
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=ENVIRONMENT)
+    process = forked.start(SCRIPT, *SHORT, *options, "--output_dir", tmp_path / "killed")
     deadline = time.monotonic() + 200
     while not (tmp_path / "killed/checkpoint-2/trainer_state.json").is_file():
-        assert process.poll() is None and time.monotonic() < deadline
+        assert process.is_alive() and time.monotonic() < deadline
         time.sleep(0.02)
     time.sleep(random.uniform(0, 0.6))
-    process.send_signal(signal.SIGKILL)
-    process.wait()
+    process.kill()
+    process.join()
     assert not (tmp_path / "killed/all_results.json").exists()
     run(*options, "--output_dir", tmp_path / "killed", "--resume_from_checkpoint", "true")
     for file in files:
@@ -116,8 +113,8 @@ def test_two_processes_of_the_configuration_for_several_gpus(tmp_path, rewards):
     config = ["--config_file", str(ROOT / "accelerate_configs/multi_gpu.yaml"), "--main_process_port", "0"]
     options = ["--per_device_train_batch_size", "2", "--reward_model", rewards / "full", "--output_dir", tmp_path]
     options += ["--max_steps", "2", "--missing_eos_penalty", "1", "--save_strategy", "steps", "--save_steps", "2"]
-    command = [accelerate, "launch", "--quiet", *config, SCRIPT[1], *SHORT, *map(str, options)]
-    environment = ENVIRONMENT | {"CUDA_VISIBLE_DEVICES": ""}
+    command = [accelerate, "launch", "--quiet", *config, str(SCRIPT), *SHORT, *map(str, options)]
+    environment = {**os.environ, "CUDA_VISIBLE_DEVICES": ""}
     done = subprocess.run(command, capture_output=True, text=True, timeout=280, env=environment)
     assert done.returncode == 0, done.stderr[-3000:]
     assert {path.name for path in (tmp_path / "checkpoint-2").glob("rng*")} == {"rng_state_0.pth", "rng_state_1.pth"}

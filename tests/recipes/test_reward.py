@@ -1,25 +1,16 @@
-"""`recipes/reward.py` as users start it: through `accelerate launch`, in one process and in two."""
+"""`recipes/reward.py` in one process and in two."""
 
 import json
-import subprocess
-import sys
-from pathlib import Path
 
+import forked
 import pytest
 from transformers import AutoModelForSequenceClassification
 
-ROOT = Path(__file__).parents[2]
-LAUNCH = [
-    str(Path(sys.executable).with_name("accelerate")),
-    *["launch", "--quiet", "--config_file", str(ROOT / "accelerate_configs/cpu.yaml"), "--main_process_port", "0"],
-]
+SCRIPT = forked.ROOT / "recipes/reward.py"
 
 
 def launch(*args, processes=1):
-    command = [*LAUNCH, "--num_processes", str(processes), str(ROOT / "recipes/reward.py"), *map(str, args)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=200)
-    assert done.returncode == 0, done.stderr[-3000:]
-    return done
+    return forked.run_together(processes, SCRIPT, *args)[0]
 
 
 def history(folder):
@@ -84,8 +75,7 @@ def test_two_processes_equal_one_on_the_same_global_batch_and_calibrate_alike(tm
 )
 def test_bad_input_is_one_line_before_the_model_loads(options, expected, tmp_path):
     data = write_pairs(tmp_path / "pairs.jsonl")
-    script = [sys.executable, str(ROOT / "recipes/reward.py"), "--dataset_name", str(data), *options]
-    done = subprocess.run(script, capture_output=True, text=True, timeout=100, cwd=tmp_path)
+    done = forked.run(SCRIPT, "--dataset_name", data, *options, cwd=tmp_path)
     assert done.returncode == 1
     assert done.stderr.strip().splitlines()[-1].startswith(expected.format(data=data))
     assert "Traceback" not in done.stderr and "Loading weights" not in done.stderr

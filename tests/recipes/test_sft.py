@@ -1,30 +1,23 @@
-"""`recipes/sft.py` as users start it: through `accelerate launch`; its folder goes on in the other recipes."""
+"""`recipes/sft.py` in one process and in two; its folder goes on in the other recipes."""
 
 import json
 import math
 import runpy
-import subprocess
 import sys
-from pathlib import Path
 
+import forked
 import pytest
 from peft import PeftModel
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from rlhf_ext.demo import model_path
 
-ROOT = Path(__file__).parents[2]
-LAUNCH = [
-    str(Path(sys.executable).with_name("accelerate")),
-    *["launch", "--quiet", "--config_file", str(ROOT / "accelerate_configs/cpu.yaml"), "--main_process_port", "0"],
-]
+SCRIPT = forked.ROOT / "recipes/sft.py"
 SHORT = ["--max_train_samples", "32", "--max_eval_samples", "8", "--logging_steps", "1", "--max_steps", "2"]
 
 
-def launch(*args, processes=1, **options):
-    command = [*LAUNCH, "--num_processes", str(processes), str(ROOT / "recipes/sft.py"), *map(str, args)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=200, **options)
-    assert done.returncode == 0, done.stderr[-3000:]
+def launch(*args, processes=1):
+    done = forked.run_together(processes, SCRIPT, *args)[0]
     for noise in ("Warning", "warning", "deprecated", "Failed", "MatMul8bitLt", "The following values"):
         assert noise not in done.stdout + done.stderr
     return done
@@ -37,7 +30,7 @@ def run(monkeypatch, tmp_path):
 
     def run(*args):
         monkeypatch.setattr(sys, "argv", ["sft.py", *map(str, args)])
-        runpy.run_path(str(ROOT / "recipes/sft.py"), run_name="__main__")
+        runpy.run_path(str(SCRIPT), run_name="__main__")
 
     return run
 

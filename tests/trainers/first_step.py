@@ -102,3 +102,4 @@ if __name__ == "__main__":
     if "ACCELERATE_USE_FSDP" in os.environ:
         for kind in (("model", "full"), ("adapter", "lora")):
             weights_with_and_without_a_break(*kind, sys.argv[1])
+    PartialState().destroy_process_group()  # else gloo's threads may be cut off at exit, which aborts the process

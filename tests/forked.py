@@ -1,0 +1,116 @@
+"""Programs in processes of their own, which can be killed and leave nothing behind, without the seconds of imports.
+
+They are forked from a process that has imported everything and done nothing else. What a user's first command meets
+besides, the imports and `accelerate launch`, is tested in `recipes/test_dpo.py` and `recipes/test_ppo.py`.
+"""
+
+import multiprocessing
+import os
+import runpy
+import socket
+import sys
+import tempfile
+import time
+from functools import cache
+from multiprocessing import forkserver
+from pathlib import Path
+from subprocess import CompletedProcess
+
+ROOT = Path(__file__).parents[1]
+CONTEXT = multiprocessing.get_context("forkserver")
+OUTPUT, ERRORS = "stdout", "stderr"
+
+
+@cache
+def _start_forkserver():
+    """Start the process that all others are forked from. It is given our path in the environment, not as `sys.path`."""
+    before = os.environ.get("PYTHONPATH")
+    os.environ["PYTHONPATH"] = str(Path(__file__).parent)
+    CONTEXT.set_forkserver_preload(["recipe_imports"])
+    forkserver.ensure_running()
+    if before is None:
+        del os.environ["PYTHONPATH"]
+    else:
+        os.environ["PYTHONPATH"] = before
+
+
+def _main(script, arguments, environment, folder, cwd):
+    from rlhf_ext import pipeline
+
+    pipeline.run_recipe = _run_phase
+    os.environ.update(environment)
+    for name, descriptor in ((OUTPUT, 1), (ERRORS, 2)):
+        os.dup2(os.open(Path(folder, name), os.O_WRONLY | os.O_CREAT | os.O_APPEND), descriptor)
+    if cwd is not None:
+        os.chdir(cwd)
+    sys.path[:0] = filter(None, environment.get("PYTHONPATH", "").split(os.pathsep))
+    _run_script(script, arguments)
+
+
+def _run_script(script, arguments):
+    sys.argv = [script, *arguments]
+    runpy.run_path(script, run_name="__main__")
+
+
+def _run_phase(command, environment):
+    """What `rlhf_ext.pipeline.run_recipe` does, from a process that has the imports already."""
+    process = multiprocessing.get_context("fork").Process(target=_phase, args=(command, dict(environment)))
+    process.start()
+    process.join()
+    return process.exitcode
+
+
+def _phase(command, environment):
+    from rlhf_ext import pipeline
+
+    pipeline._die_with_parent()
+    os.environ.update(environment)
+    _run_script(command[0], command[1:])
+
+
+def start(script, *arguments, environment=None, folder=None, cwd=None):
+    """Start a program; its standard output and error go into files of `folder`."""
+    _start_forkserver()
+    folder = folder or tempfile.mkdtemp()
+    process = CONTEXT.Process(
+        target=_main, args=(str(script), [str(word) for word in arguments], environment or {}, str(folder), cwd)
+    )
+    process.start()
+    return process
+
+
+def run(script, *arguments, environment=None, cwd=None, timeout=250):
+    """Do what `subprocess.run` does with captured output."""
+    with tempfile.TemporaryDirectory() as folder:
+        process = start(script, *arguments, environment=environment, folder=folder, cwd=cwd)
+        return _result(process, folder, [script, *arguments], time.monotonic() + timeout)
+
+
+def run_together(processes, script, *arguments, timeout=250):
+    """Run a program in several processes that find each other, as a launcher would start them."""
+    with socket.socket() as probe:
+        probe.bind(("localhost", 0))
+        port = str(probe.getsockname()[1])
+    meeting = {"WORLD_SIZE": str(processes), "MASTER_ADDR": "localhost", "MASTER_PORT": port}
+    meeting |= {"ACCELERATE_USE_CPU": "true", "LOCAL_WORLD_SIZE": str(processes)}
+    with tempfile.TemporaryDirectory() as folder:
+        folders = [Path(folder, str(rank)) for rank in range(processes)]
+        started = []
+        for rank, own in enumerate(folders):
+            own.mkdir()
+            environment = meeting | {"RANK": str(rank), "LOCAL_RANK": str(rank)}
+            started.append(start(script, *arguments, environment=environment, folder=own))
+        deadline = time.monotonic() + timeout
+        results = [_result(p, own, script, deadline) for p, own in zip(started, folders, strict=True)]
+    for result in results:
+        assert result.returncode == 0, result.stderr[-3000:]
+    return results
+
+
+def _result(process, folder, command, deadline):
+    process.join(max(0.0, deadline - time.monotonic()))
+    if process.exitcode is None:
+        process.kill()
+        process.join()
+    texts = (Path(folder, name).read_text(encoding="utf-8") for name in (OUTPUT, ERRORS))
+    return CompletedProcess(command, process.exitcode, *texts)

@@ -24,9 +24,10 @@ from pathlib import Path
 
 from transformers import AutoTokenizer
 
-from rlhf_ext.arguments import ArgumentError, one_line_errors, parse_options
+from rlhf_ext.arguments import ArgumentError, parse_options
 from rlhf_ext.chatbot import ChatbotArguments, phases
 from rlhf_ext.chatbot_report import summarize
+from rlhf_ext.errors import one_line_errors
 from rlhf_ext.pipeline import PhaseError, Pipeline, unfinished_output_dir
 
 OUTPUT_DIR = "runs/chatbot"

@@ -28,14 +28,16 @@ from rich.console import Console
 from rich.table import Table
 
 from rlhf_ext.ai_feedback import ChoiceError
-from rlhf_ext.arguments import DEMO, ArgumentError, free_output_dir, one_line_errors, parse_options
+from rlhf_ext.arguments import DEMO, ArgumentError, parse_options
 from rlhf_ext.constitution import Constitution, ConstitutionError, read_constitution
 from rlhf_ext.data_checks import DataError
 from rlhf_ext.demo.constitution import CONSTITUTION, demo_critic, gold_metrics
 from rlhf_ext.demo.data import prompt_dataset
+from rlhf_ext.errors import one_line_errors
 from rlhf_ext.evaluation.revisions import page, table_rows
 from rlhf_ext.policy_loading import load_policy
 from rlhf_ext.prompts import load_prompts
+from rlhf_ext.run_folder import free_output_dir
 from rlhf_ext.self_revision import Reviser, RevisionSettings
 from rlhf_ext.transcripts import (
     SOURCES,

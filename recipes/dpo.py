@@ -21,23 +21,17 @@ quiet_libraries()
 from trl import ModelConfig
 
 from rlhf_ext import DPOConfig, DPOTrainer
-from rlhf_ext.arguments import (
-    DEMO,
-    ArgumentError,
-    RecipeArguments,
-    check_output_dir,
-    load_tokenizer,
-    model_init_kwargs,
-    one_line_errors,
-    parse_arguments,
-)
-from rlhf_ext.data import load_preference_splits, truncation_report
-from rlhf_ext.data_checks import DataError, check_lengths
+from rlhf_ext.arguments import DEMO, ArgumentError, RecipeArguments, load_tokenizer, model_init_kwargs, parse_arguments
+from rlhf_ext.data import load_preference_splits
+from rlhf_ext.data_checks import DataError
 from rlhf_ext.demo.gold import GoldScoreCallback, gold
+from rlhf_ext.errors import one_line_errors
+from rlhf_ext.lengths import check_lengths, truncation_report
 from rlhf_ext.plugins import PluginError
 from rlhf_ext.policy_loading import trainer_options
 from rlhf_ext.progress import show_short_progress
 from rlhf_ext.report import evaluate_before, save_run
+from rlhf_ext.run_folder import check_output_dir
 from rlhf_ext.run_report.samples import SampleCallback
 
 OUTPUT_DIR = "runs/dpo"

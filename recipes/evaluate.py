@@ -26,9 +26,10 @@ from rich.console import Console
 from rich.table import Table
 
 from rlhf_ext.ai_feedback import ChoiceError
-from rlhf_ext.arguments import ArgumentError, free_output_dir, one_line_errors, parse_options
-from rlhf_ext.data import is_local
+from rlhf_ext.arguments import ArgumentError, parse_options
 from rlhf_ext.data_checks import DataError
+from rlhf_ext.data_files import is_local
+from rlhf_ext.errors import one_line_errors
 from rlhf_ext.evaluation.judges import JudgeError
 from rlhf_ext.evaluation.options import OUTPUT_DIR, EvaluationOptions, PolicyOptions, RewardOptions, refuse_all
 from rlhf_ext.evaluation.page import render
@@ -39,6 +40,7 @@ from rlhf_ext.evaluation.statistics import MetricError
 from rlhf_ext.formatting import InputError
 from rlhf_ext.plugins import PluginError
 from rlhf_ext.reward_loading import RewardModelError
+from rlhf_ext.run_folder import free_output_dir
 
 OPTIONS = (EvaluationOptions, RewardOptions, PolicyOptions)
 ERRORS = (

@@ -24,24 +24,18 @@ from pathlib import Path
 from trl import ModelConfig
 
 from rlhf_ext import PPOConfig, PPOTrainer, RewardModel
-from rlhf_ext.arguments import (
-    ArgumentError,
-    RecipeArguments,
-    check_output_dir,
-    load_tokenizer,
-    model_init_kwargs,
-    one_line_errors,
-    parse_arguments,
-)
+from rlhf_ext.arguments import ArgumentError, RecipeArguments, load_tokenizer, model_init_kwargs, parse_arguments
 from rlhf_ext.data_checks import DataError
 from rlhf_ext.demo.gold import gold
 from rlhf_ext.demo.reward import demo_reward_model
+from rlhf_ext.errors import one_line_errors
 from rlhf_ext.plugins import PluginError
 from rlhf_ext.policy_loading import trainer_options
 from rlhf_ext.progress import show_short_progress
 from rlhf_ext.prompts import load_prompt_splits
 from rlhf_ext.report import evaluate_before, save_run
 from rlhf_ext.reward_loading import RewardModelError
+from rlhf_ext.run_folder import check_output_dir
 from rlhf_ext.run_report.samples import SampleCallback
 from rlhf_ext.trainers.ppo_checks import NotFiniteError
 

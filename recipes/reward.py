@@ -22,21 +22,15 @@ quiet_libraries()
 from trl import ModelConfig, get_peft_config, get_quantization_config
 
 from rlhf_ext import RewardConfig, RewardTrainer
-from rlhf_ext.arguments import (
-    DEMO,
-    ArgumentError,
-    RecipeArguments,
-    check_output_dir,
-    load_tokenizer,
-    model_init_kwargs,
-    one_line_errors,
-    parse_arguments,
-)
-from rlhf_ext.data import dropped_report, load_preference_splits
-from rlhf_ext.data_checks import DataError, check_pair_lengths
+from rlhf_ext.arguments import DEMO, ArgumentError, RecipeArguments, load_tokenizer, model_init_kwargs, parse_arguments
+from rlhf_ext.data import load_preference_splits
+from rlhf_ext.data_checks import DataError
+from rlhf_ext.errors import one_line_errors
+from rlhf_ext.lengths import check_pair_lengths, dropped_report
 from rlhf_ext.plugins import PluginError
 from rlhf_ext.progress import show_short_progress
 from rlhf_ext.report import evaluate_before, save_run
+from rlhf_ext.run_folder import check_output_dir
 
 OUTPUT_DIR = "runs/reward"
 # What fits the embedded model (1.7 million parameters, fully trained); other models get TRL's defaults.

@@ -22,24 +22,18 @@ from dataclasses import dataclass, field
 
 from trl import ModelConfig, SFTConfig, SFTTrainer
 
-from rlhf_ext.arguments import (
-    DEMO,
-    ArgumentError,
-    RecipeArguments,
-    check_output_dir,
-    load_tokenizer,
-    model_init_kwargs,
-    one_line_errors,
-    parse_arguments,
-)
-from rlhf_ext.data_checks import DataError, check_lengths
+from rlhf_ext.arguments import DEMO, ArgumentError, RecipeArguments, load_tokenizer, model_init_kwargs, parse_arguments
+from rlhf_ext.data_checks import DataError
 from rlhf_ext.demo.gold import GoldScoreCallback, gold
-from rlhf_ext.demonstrations import length_report, load_demonstration_splits, reads_as_chat, to_chat
+from rlhf_ext.demonstrations import load_demonstration_splits, reads_as_chat, to_chat
+from rlhf_ext.errors import one_line_errors
 from rlhf_ext.formatting import InputError
+from rlhf_ext.lengths import check_lengths, length_report
 from rlhf_ext.policy_loading import trainer_options
 from rlhf_ext.progress import show_short_progress
 from rlhf_ext.quantization import keep_gradients_on_cpu
 from rlhf_ext.report import evaluate_before, save_run
+from rlhf_ext.run_folder import check_output_dir
 from rlhf_ext.run_report.samples import SampleCallback
 from rlhf_ext.trainers.resume import StopsWhenComplete
 

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from .arguments import ArgumentError
-from .data import is_local
+from .data_files import is_local
 from .pipeline import RECIPES, Phase
 
 ALGORITHMS = ("ppo", "dpo", "best_of_n")

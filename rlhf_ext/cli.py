@@ -217,7 +217,7 @@ def _rows(args: argparse.Namespace, given: list[Row]) -> tuple[list[Row], list[s
 
 def _read(name: str) -> Iterator[tuple[int, Row]]:
     """Return numbered rows; a line of standard input, or of a file that is no data file, is a text or a JSON object."""
-    from .data import READERS, read_rows
+    from .data_files import READERS, read_rows
 
     if name != "-" and Path(name).suffix in READERS:
         yield from read_rows(name)

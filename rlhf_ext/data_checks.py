@@ -10,7 +10,6 @@ from itertools import chain, islice
 from typing import Any
 
 from datasets import Dataset, IterableDataset
-from transformers import PreTrainedTokenizerBase
 from trl import extract_prompt
 
 STREAMED_ROWS_CHECKED = 1000
@@ -152,64 +151,3 @@ def check_number(value: Any, column: str, place: dict[str, Any]) -> None:
     if not finite:
         problem = "it is missing here." if value is None or value == "" else f"{value!r} is not a finite number."
         raise DataError(problem, "It must hold one finite number a row.", column=column, **place)
-
-
-def check_lengths(
-    dataset: Dataset | IterableDataset, tokenizer: PreTrainedTokenizerBase, max_length: int | None, *, source: str
-) -> None:
-    """Check that at least one prompt leaves room for a completion within `max_length` tokens (None: no limit).
-
-    TRL drops rows whose prompt alone fills `max_length`, and fails obscurely when none is left. One row that fits is
-    enough, so this usually tokenizes a single prompt.
-
-    Raises:
-        DataError: No prompt fits.
-    """
-    if max_length is None:
-        max_length = math.inf
-    shortest = math.inf
-    for row in _rows_to_measure(dataset):
-        prompt = row["prompt"] if "prompt" in row else extract_prompt(dict(row))["prompt"]
-        shortest = min(shortest, _count_tokens(prompt, tokenizer, source, add_generation_prompt=True))
-        if shortest < max_length:
-            return
-    fix = f"Raise --max_length above {shortest}, or shorten the prompts."
-    raise DataError(f"every prompt has at least max_length={max_length} tokens.", fix, source=source, column="prompt")
-
-
-def check_pair_lengths(
-    dataset: Dataset | IterableDataset, tokenizer: PreTrainedTokenizerBase, max_length: int | None, *, source: str
-) -> None:
-    """Check that at least one pair, each completion with its prompt, fits `max_length` tokens (None: no limit).
-
-    TRL's reward trainer drops pairs that do not, and fails obscurely when none is left.
-
-    Raises:
-        DataError: No pair fits.
-    """
-    if max_length is None:
-        max_length = math.inf
-    shortest = math.inf
-    for row in _rows_to_measure(dataset):
-        texts = [row["prompt"] + row[side] if "prompt" in row else row[side] for side in ("chosen", "rejected")]
-        ends = 1 if isinstance(texts[0], str) else 0  # the end-of-sequence token; chat templates bring their own
-        shortest = min(shortest, max(_count_tokens(text, tokenizer, source) for text in texts) + ends)
-        if shortest <= max_length:
-            return
-    fix = f"Raise --max_length to {shortest} or more, or shorten the texts."
-    raise DataError(f"every pair is longer than max_length={max_length} tokens.", fix, source=source)
-
-
-def _rows_to_measure(dataset: Dataset | IterableDataset) -> Iterable[dict[str, Any]]:
-    return islice(dataset, STREAMED_ROWS_CHECKED) if isinstance(dataset, IterableDataset) else dataset
-
-
-def _count_tokens(
-    text: str | list[dict[str, Any]], tokenizer: PreTrainedTokenizerBase, source: str, **template_options: Any
-) -> int:
-    if isinstance(text, str):
-        return len(tokenizer(text)["input_ids"])
-    if tokenizer.chat_template is None:
-        fix = "Use an instruction-tuned model, or data with plain text."
-        raise DataError("it holds conversations, but the model's tokenizer has no chat template.", fix, source=source)
-    return len(tokenizer.apply_chat_template(text, return_dict=True, **template_options)["input_ids"])

@@ -8,12 +8,13 @@ from typing import Any
 
 import pyarrow
 from accelerate import PartialState
-from datasets import Dataset, IterableDataset
+from datasets import Dataset
 from transformers import PreTrainedTokenizerBase
 
 from .arguments import DEMO, RecipeArguments
-from .data import at_most, hold_out, is_local, load_from_hub, on_disk, read_rows
+from .data import at_most, hold_out
 from .data_checks import DataError, check_text
+from .data_files import is_local, load_from_hub, on_disk, read_rows
 
 OPTIONS = ("tools", "chat_template_kwargs")  # of conversations
 SPEAKERS = {"Human": "user", "Assistant": "assistant"}
@@ -196,24 +197,4 @@ def to_chat(dataset: Dataset) -> Dataset:
             "prompt": as_messages(row["prompt"]),
             "completion": [{"role": "assistant", "content": row["completion"]}],
         }
-    )
-
-
-def length_report(dataset: Dataset, prepared: Dataset | IterableDataset, max_length: int | None) -> str | None:
-    """Say how many rows TRL dropped because their prompt fills `max_length`, and how many fill it and may be cut.
-
-    Args:
-        dataset: What was passed to the trainer.
-        prepared: The trainer's `train_dataset`, tokenized and not packed.
-        max_length: The trainer's `max_length`.
-    """
-    if max_length is None:
-        return None
-    dropped = len(dataset) - len(prepared)
-    full = sum(len(ids) >= max_length for ids in prepared["input_ids"])
-    if not dropped and not full:
-        return None
-    return (
-        f"max_length={max_length}: of {len(dataset)} training rows, {dropped} are dropped (the prompt alone fills it) "
-        f"and {full} fill it, so that longer ones lose their end."
     )

@@ -19,7 +19,8 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from .arguments import ArgumentError, last_complete_checkpoint
+from .arguments import ArgumentError
+from .run_folder import last_complete_checkpoint
 
 STATE_FILE = "pipeline.json"
 RECIPES = Path(__file__).parents[1] / "recipes"

@@ -7,8 +7,8 @@ import pyarrow
 from datasets import Dataset
 
 from .arguments import DEMO, RecipeArguments
-from .data import is_local, load_from_hub, read_rows
 from .data_checks import DataError, check_text
+from .data_files import is_local, load_from_hub, read_rows
 
 
 def load_prompt_splits(script_args: RecipeArguments, *, seed: int) -> tuple[Dataset, Dataset]:

@@ -9,7 +9,7 @@ from rich.table import Table
 from transformers import Trainer
 
 from .arguments import DEMO, RecipeArguments
-from .data import is_local
+from .data_files import is_local
 from .run_report.build import write_report
 from .run_report.samples import SampleCallback
 from .trackers import begin_tracking, end_tracking

@@ -12,16 +12,10 @@ from safetensors.torch import save_file
 from trl import ModelConfig, SFTConfig
 
 from rlhf_ext import DPOConfig, PPOConfig, RewardConfig, arguments
-from rlhf_ext.arguments import (
-    ArgumentError,
-    RecipeArguments,
-    check_output_dir,
-    last_complete_checkpoint,
-    load_tokenizer,
-    parse_arguments,
-)
+from rlhf_ext.arguments import ArgumentError, RecipeArguments, load_tokenizer, parse_arguments
 from rlhf_ext.demo import model_path
 from rlhf_ext.plugins import PluginError
+from rlhf_ext.run_folder import check_output_dir, last_complete_checkpoint
 
 ROOT = Path(__file__).parents[1]
 DEMO_DEFAULTS = {"learning_rate": 0.5}
@@ -218,7 +212,7 @@ def test_full_disk_is_one_line(code, tmp_path):
     """A limit on the size of files, which every library meets like a full disk."""
     program = (
         "import resource, signal, torch\nfrom safetensors.torch import save_file\n"
-        "from rlhf_ext.arguments import one_line_errors\nsignal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
+        "from rlhf_ext.errors import one_line_errors\nsignal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
         "resource.setrlimit(resource.RLIMIT_FSIZE, (10**5, 10**5))\nwith one_line_errors():\n    "
     ) + code.format(path=str(tmp_path / "file"))
     (tmp_path / "program.py").write_text(program)

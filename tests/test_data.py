@@ -9,14 +9,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from rlhf_ext.arguments import RecipeArguments
-from rlhf_ext.data import dropped_report, load_preference_dataset, load_preference_splits, truncation_report
-from rlhf_ext.data_checks import (
-    DataError,
-    check_extra_columns,
-    check_lengths,
-    check_pair_lengths,
-    check_preference_rows,
-)
+from rlhf_ext.data import load_preference_dataset, load_preference_splits
+from rlhf_ext.data_checks import DataError, check_extra_columns, check_preference_rows
+from rlhf_ext.lengths import check_lengths, check_pair_lengths, dropped_report, truncation_report
 
 GOOD = {"prompt": "How do I boil an egg?", "chosen": "Use a pot.", "rejected": "No.", "margin": 1.5}
 

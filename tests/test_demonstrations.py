@@ -7,7 +7,8 @@ from datasets import Dataset
 
 from rlhf_ext.arguments import RecipeArguments
 from rlhf_ext.data_checks import DataError
-from rlhf_ext.demonstrations import as_messages, length_report, load_demonstration_splits, reads_as_chat, to_chat
+from rlhf_ext.demonstrations import as_messages, load_demonstration_splits, reads_as_chat, to_chat
+from rlhf_ext.lengths import length_report
 
 USER, ASSISTANT = {"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello."}
 

@@ -11,8 +11,8 @@ from typing import Any, TypeVar
 from trl import extract_prompt
 
 from rlhf_ext.arguments import DEMO
-from rlhf_ext.data import is_local, load_from_hub, number_or_text, read_rows
 from rlhf_ext.data_checks import DataError, check_number, check_preference_rows, check_text
+from rlhf_ext.data_files import is_local, load_from_hub, number_or_text, read_rows
 
 Text = str | list[dict[str, Any]]  # plain, or messages
 NumberedRow = tuple[int, dict[str, Any]]

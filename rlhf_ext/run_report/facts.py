@@ -15,7 +15,7 @@ import torch
 from transformers import Trainer
 
 from ..arguments import DEMO, RecipeArguments
-from ..data import is_local
+from ..data_files import is_local
 from ..demo import model_path
 from ..evaluation.page import Fact
 

@@ -1,0 +1,133 @@
+"""What `max_length` does to rows: checked before the model loads, and said once TRL has tokenized them."""
+
+import math
+from collections.abc import Iterable
+from itertools import islice
+from typing import Any
+
+import pyarrow.compute
+from datasets import Dataset, IterableDataset
+from transformers import PreTrainedTokenizerBase
+from trl import extract_prompt
+
+from .data_checks import STREAMED_ROWS_CHECKED, DataError
+from .data_files import AnyDataset
+
+
+def check_lengths(
+    dataset: Dataset | IterableDataset, tokenizer: PreTrainedTokenizerBase, max_length: int | None, *, source: str
+) -> None:
+    """Check that at least one prompt leaves room for a completion within `max_length` tokens (None: no limit).
+
+    TRL drops rows whose prompt alone fills `max_length`, and fails obscurely when none is left. One row that fits is
+    enough, so this usually tokenizes a single prompt.
+
+    Raises:
+        DataError: No prompt fits.
+    """
+    if max_length is None:
+        max_length = math.inf
+    shortest = math.inf
+    for row in _rows_to_measure(dataset):
+        prompt = row["prompt"] if "prompt" in row else extract_prompt(dict(row))["prompt"]
+        shortest = min(shortest, _count_tokens(prompt, tokenizer, source, add_generation_prompt=True))
+        if shortest < max_length:
+            return
+    fix = f"Raise --max_length above {shortest}, or shorten the prompts."
+    raise DataError(f"every prompt has at least max_length={max_length} tokens.", fix, source=source, column="prompt")
+
+
+def check_pair_lengths(
+    dataset: Dataset | IterableDataset, tokenizer: PreTrainedTokenizerBase, max_length: int | None, *, source: str
+) -> None:
+    """Check that at least one pair, each completion with its prompt, fits `max_length` tokens (None: no limit).
+
+    TRL's reward trainer drops pairs that do not, and fails obscurely when none is left.
+
+    Raises:
+        DataError: No pair fits.
+    """
+    if max_length is None:
+        max_length = math.inf
+    shortest = math.inf
+    for row in _rows_to_measure(dataset):
+        texts = [row["prompt"] + row[side] if "prompt" in row else row[side] for side in ("chosen", "rejected")]
+        ends = 1 if isinstance(texts[0], str) else 0  # the end-of-sequence token; chat templates bring their own
+        shortest = min(shortest, max(_count_tokens(text, tokenizer, source) for text in texts) + ends)
+        if shortest <= max_length:
+            return
+    fix = f"Raise --max_length to {shortest} or more, or shorten the texts."
+    raise DataError(f"every pair is longer than max_length={max_length} tokens.", fix, source=source)
+
+
+def _rows_to_measure(dataset: Dataset | IterableDataset) -> Iterable[dict[str, Any]]:
+    return islice(dataset, STREAMED_ROWS_CHECKED) if isinstance(dataset, IterableDataset) else dataset
+
+
+def _count_tokens(
+    text: str | list[dict[str, Any]], tokenizer: PreTrainedTokenizerBase, source: str, **template_options: Any
+) -> int:
+    if isinstance(text, str):
+        return len(tokenizer(text)["input_ids"])
+    if tokenizer.chat_template is None:
+        fix = "Use an instruction-tuned model, or data with plain text."
+        raise DataError("it holds conversations, but the model's tokenizer has no chat template.", fix, source=source)
+    return len(tokenizer.apply_chat_template(text, return_dict=True, **template_options)["input_ids"])
+
+
+def truncation_report(dataset: AnyDataset, prepared: AnyDataset, max_length: int | None) -> str | None:
+    """Say how many rows TRL dropped because their prompt fills `max_length`, and how many it will cut.
+
+    Args:
+        dataset: What was passed to the trainer.
+        prepared: The trainer's `train_dataset`, tokenized.
+        max_length: The trainer's `max_length`.
+    """
+    if max_length is None or isinstance(prepared, IterableDataset):
+        return None
+    dropped = len(dataset) - len(prepared)
+    tokens = prepared.with_format("arrow")[:]
+    size = pyarrow.compute.list_value_length
+    longest = pyarrow.compute.max_element_wise(size(tokens["chosen_ids"]), size(tokens["rejected_ids"]))
+    total = pyarrow.compute.add(size(tokens["prompt_ids"]), longest)
+    cut = pyarrow.compute.sum(pyarrow.compute.greater(total, max_length)).as_py() or 0
+    if not dropped and not cut:
+        return None
+    return (
+        f"max_length={max_length}: of {len(dataset)} training rows, {dropped} are dropped (the prompt alone fills it) "
+        f"and {cut} lose the end of a completion."
+    )
+
+
+def dropped_report(dataset: AnyDataset, prepared: AnyDataset, max_length: int | None) -> str | None:
+    """Say how many rows TRL's reward trainer dropped because they are longer than `max_length`.
+
+    Args:
+        dataset: What was passed to the trainer.
+        prepared: The trainer's `train_dataset`, tokenized.
+        max_length: The trainer's `max_length`.
+    """
+    if max_length is None or isinstance(prepared, IterableDataset) or len(prepared) == len(dataset):
+        return None
+    dropped = len(dataset) - len(prepared)
+    return f"max_length={max_length}: {dropped} of {len(dataset)} training rows are longer, and dropped."
+
+
+def length_report(dataset: Dataset, prepared: Dataset | IterableDataset, max_length: int | None) -> str | None:
+    """Say how many rows TRL dropped because their prompt fills `max_length`, and how many fill it and may be cut.
+
+    Args:
+        dataset: What was passed to the trainer.
+        prepared: The trainer's `train_dataset`, tokenized and not packed.
+        max_length: The trainer's `max_length`.
+    """
+    if max_length is None:
+        return None
+    dropped = len(dataset) - len(prepared)
+    full = sum(len(ids) >= max_length for ids in prepared["input_ids"])
+    if not dropped and not full:
+        return None
+    return (
+        f"max_length={max_length}: of {len(dataset)} training rows, {dropped} are dropped (the prompt alone fills it) "
+        f"and {full} fill it, so that longer ones lose their end."
+    )

@@ -6,9 +6,10 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 from torch.distributed.fsdp import fully_shard
-from transformers import AutoConfig, AutoModel
+from transformers import AutoConfig, AutoModel, AutoTokenizer, PreTrainedTokenizerBase
 
 from .adapters import LinearHead, head_of_reward_model
+from .completion_pass import positions
 from .pooling import classification_module
 
 
@@ -44,7 +45,8 @@ class CriticModel(nn.Module):
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor, length: int) -> Tensor:
         """Return the values of the last `length` tokens, (B, length), for ids and mask (B, L)."""
-        output = self.backbone(input_ids=input_ids, attention_mask=attention_mask, use_cache=False)
+        counted = positions(self.backbone, attention_mask)
+        output = self.backbone(input_ids=input_ids, attention_mask=attention_mask, use_cache=False, **counted)
         return self.head(output.last_hidden_state[:, -length - 1 : -1])
 
 
@@ -77,3 +79,33 @@ def load_critic_model(path: str) -> tuple[nn.Module, LinearHead | None]:
     if is_adapter:
         reward_model.merge()
     return classification_module(reward_model.model).base_model, head
+
+
+def check_tokens_are_those_of(tokenizer: PreTrainedTokenizerBase, path: str) -> None:
+    """Refuse a model to which the policy's token ids mean other tokens; one without a tokenizer cannot be asked.
+
+    Raises:
+        ValueError: It has another vocabulary.
+    """
+    try:
+        own = AutoTokenizer.from_pretrained(path)
+    except (OSError, ValueError):
+        return
+    if own.get_vocab() != tokenizer.get_vocab():
+        raise ValueError(
+            f"{path} has another vocabulary than the policy: it is no critic for it. Use one of its family."
+        )
+
+
+@torch.no_grad()
+def check_reads_from_left_to_right(backbone: nn.Module, path: str) -> None:
+    """Refuse a model that sees the tokens to come: a value must not know the token that it is the baseline of.
+
+    Raises:
+        ValueError: The first hidden state depends on the second token.
+    """
+    first, second = backbone.eval()(input_ids=torch.tensor([[2, 3], [2, 4]])).last_hidden_state[:, 0]
+    if not torch.allclose(first, second, atol=1e-5):
+        raise ValueError(
+            f"{path} is an encoder, and its values would know the tokens to come: use a decoder, or critic='head'."
+        )

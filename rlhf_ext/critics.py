@@ -21,6 +21,7 @@ from peft import PeftModel
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict, set_model_state_dict
+from transformers import PreTrainedTokenizerBase
 
 from .adapters import (
     LinearHead,
@@ -31,7 +32,15 @@ from .adapters import (
     require_lora,
     tuner_layers,
 )
-from .critic_modules import CriticModel, ValueHead, distributed, load_critic_model
+from .completion_pass import positions
+from .critic_modules import (
+    CriticModel,
+    ValueHead,
+    check_reads_from_left_to_right,
+    check_tokens_are_those_of,
+    distributed,
+    load_critic_model,
+)
 from .dropout import disable_dropout
 
 if TYPE_CHECKING:
@@ -199,7 +208,8 @@ class AdapterCritic(Critic):
         """Return the values of the last `length` tokens, from a pass of the base with the critic's adapter."""
         with self.active():
             backbone = as_pass_of(self.policy, self._backbone)
-            output = backbone(input_ids=input_ids, attention_mask=attention_mask, use_cache=False)
+            counted = positions(self._backbone, attention_mask)
+            output = backbone(input_ids=input_ids, attention_mask=attention_mask, use_cache=False, **counted)
             return self._distributed_head(output.last_hidden_state[:, -length - 1 : -1])
 
 
@@ -211,9 +221,10 @@ class ModelCritic(Critic):
         accelerator: Places the model, and averages its gradient over processes.
         start_from: A reward model, whose head is taken too, or any model. By default what the policy was loaded from.
         gradient_checkpointing: Repeat the forward pass in the backward pass to save memory.
+        tokenizer: The policy's, to compare with one that lies beside the model.
 
     Raises:
-        ValueError: The model knows fewer tokens than the policy.
+        ValueError: The model knows other tokens than the policy, or sees tokens before it values them.
     """
 
     def __init__(
@@ -223,6 +234,7 @@ class ModelCritic(Critic):
         *,
         start_from: str | None = None,
         gradient_checkpointing: bool = False,
+        tokenizer: PreTrainedTokenizerBase | None = None,
     ) -> None:
         path = start_from or policy.config._name_or_path
         backbone, head = load_critic_model(path)
@@ -230,6 +242,9 @@ class ModelCritic(Critic):
         sizes = [m.get_input_embeddings().num_embeddings for m in (backbone, policy)]
         if sizes[0] < sizes[1]:
             raise ValueError(f"{path} knows {sizes[0]} tokens, and the policy has {sizes[1]}: it is no critic for it.")
+        if tokenizer is not None:
+            check_tokens_are_those_of(tokenizer, path)
+        check_reads_from_left_to_right(backbone, path)
         if gradient_checkpointing:
             backbone.gradient_checkpointing_enable()
         backbone.train().requires_grad_(True)
@@ -242,8 +257,20 @@ class ModelCritic(Critic):
         return self._distributed(input_ids, attention_mask, length).float()
 
 
-def make_critic(policy: nn.Module, accelerator: Accelerator, args: "PPOConfig") -> Critic:
-    """Return the critic that the configuration asks for, starting with the same weights in every process."""
+def make_critic(
+    policy: nn.Module, accelerator: Accelerator, args: "PPOConfig", tokenizer: PreTrainedTokenizerBase | None = None
+) -> Critic:
+    """Return the critic that the configuration asks for, starting with the same weights in every process.
+
+    Args:
+        policy: The policy.
+        accelerator: Places the critic's own weights, and averages their gradient over processes.
+        args: The configuration.
+        tokenizer: The policy's.
+
+    Raises:
+        ValueError: The policy or `critic_path` does not suit this critic.
+    """
     start = {"start_from": args.critic_path}
     with torch.random.fork_rng():
         torch.manual_seed(args.seed)
@@ -251,12 +278,18 @@ def make_critic(policy: nn.Module, accelerator: Accelerator, args: "PPOConfig") 
             return HeadCritic(policy, accelerator, stop_gradient=args.critic_stop_gradient, **start)
         if args.critic == "adapter":
             return AdapterCritic(policy, accelerator, **start)
-        return ModelCritic(policy, accelerator, gradient_checkpointing=args.gradient_checkpointing, **start)
+        checkpointing = args.gradient_checkpointing
+        return ModelCritic(policy, accelerator, gradient_checkpointing=checkpointing, tokenizer=tokenizer, **start)
+
+
+def causal_lm_of(policy: nn.Module) -> nn.Module:
+    """Return the language model inside the wrappers of adapters."""
+    return policy.get_base_model() if isinstance(policy, PeftModel) else policy
 
 
 def backbone_of(policy: nn.Module) -> nn.Module:
     """Return the policy without its language-model head."""
-    return (policy.get_base_model() if isinstance(policy, PeftModel) else policy).base_model
+    return causal_lm_of(policy).base_model
 
 
 def _value_head(policy: nn.Module, accelerator: Accelerator, start: LinearHead | None) -> ValueHead:

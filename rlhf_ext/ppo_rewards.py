@@ -23,7 +23,7 @@ def token_rewards(scores: Tensor, kl: Tensor, mask: Tensor, *, kl_coef: float) -
     return torch.where(ends, rewards + scores[:, None].to(rewards.dtype), rewards)
 
 
-def ended_by_itself(completion_ids: Tensor, mask: Tensor, stop_ids: Tensor, max_length: int) -> Tensor:
+def ended_by_itself(completion_ids: Tensor, mask: Tensor, stop_ids: Tensor, max_length: float) -> Tensor:
     """Whether a completion ends with a stop token, or was ended early by whatever else can stop generation.
 
     Args:

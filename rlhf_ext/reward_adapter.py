@@ -21,11 +21,13 @@ class RewardAdapter:
 
     Args:
         path: A folder that `RewardTrainer` wrote with a LoRA adapter, trained from the policy's base.
-        name: What to call the adapter in the policy, and the reward function in the metrics.
+        name: What to call the adapter in the policy.
     """
 
+    __name__ = "reward_adapter"  # in the metrics
+
     def __init__(self, path: str, name: str = "reward") -> None:
-        self.path, self.name, self.__name__ = path, name, name
+        self.path, self.name = path, name
         self.reward_model: RewardModel | None = None
 
     def attach(self, policy: nn.Module) -> None:
@@ -63,6 +65,8 @@ def _classifier_on(policy: PeftModel, head: LinearHead) -> PreTrainedModel:
     with torch.device("meta"):
         model = AutoModelForSequenceClassification.from_config(config)
     setattr(model, model.base_model_prefix, base.base_model)
+    for name in ("is_loaded_in_8bit", "is_loaded_in_4bit"):  # upon which scores are made text by text
+        setattr(model, name, getattr(base, name, False))
     linear = nn.Linear(head.weight.size(1), 1).requires_grad_(False)
     linear.weight.data, linear.bias.data = head.weight.to(policy.device), head.bias.to(policy.device)
     linear.register_forward_pre_hook(lambda module, args: (args[0].to(module.weight.dtype), *args[1:]))

@@ -7,6 +7,7 @@ repeated here, and the `head` critic reads its values off a pass that the policy
 """
 
 import logging
+import math
 from typing import Any, ClassVar
 
 import torch
@@ -17,7 +18,8 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from ..advantages import masked_mean, whiten
-from ..critics import make_critic
+from ..completion_pass import completion_pass, without_padding
+from ..critics import causal_lm_of, make_critic
 from ..dropout import check_adapter_dropout, disable_dropout, without_dropout
 from ..kl import per_token_kl
 from ..losses.ppo import clipped_value_loss
@@ -26,16 +28,16 @@ from ..quantization import keep_gradients_on_cpu
 from ..reward_adapter import RewardAdapter
 from ..running_stats import RunningMeanStd
 from .ppo_callback import EpochSeededSampler, PPOCallback
-from .ppo_checks import check_dataset_size, check_engine, check_scores, not_finite_loss
+from .ppo_checks import check_dataset_size, check_engine, check_policy, check_scores, not_finite_loss
 from .ppo_config import PPOConfig
 from .ppo_metrics import completion_metrics, loss_metrics, value_metrics
-from .resume import StopsWhenComplete
+from .resume import ResumesExactly
 from .trains_critic import TrainsCritic, replaced
 
 logger = logging.getLogger(__name__)
 
 
-class PPOTrainer(TrainsCritic, StopsWhenComplete, trl.GRPOTrainer):
+class PPOTrainer(TrainsCritic, ResumesExactly, trl.GRPOTrainer):
     """`trl.GRPOTrainer` with a critic: advantages per token, and one completion per prompt is enough.
 
     ```python
@@ -90,13 +92,14 @@ class PPOTrainer(TrainsCritic, StopsWhenComplete, trl.GRPOTrainer):
             check_adapter_dropout(model, trl_kwargs.get("peft_config"))
         check_engine(args)
         check_dataset_size(train_dataset, args)
-        # Any beta but 0 makes TRL load the reference. What it weighs in the loss is set in `_compute_loss`.
         if args.reward_adapter is not None:
             reward_funcs = [*_as_list(reward_funcs), RewardAdapter(args.reward_adapter)]
+            if isinstance(trl_kwargs.get("reward_processing_classes"), list):
+                trl_kwargs["reward_processing_classes"] = [*trl_kwargs["reward_processing_classes"], None]
+        # Any beta but 0 makes TRL load the reference. What it weighs in the loss is set in `_compute_loss`.
         with replaced(args, beta=args.beta or float(args.needs_reference)):
             super().__init__(model, reward_funcs, args, train_dataset, *trl_args, **trl_kwargs)
-        if args.disable_dropout:
-            disable_dropout(self.model)
+        check_policy(self.model, args, is_multimodal=self._is_vlm)
         stop_ids = (args.generation_kwargs or {}).get("eos_token_id")
         if stop_ids is not None:  # TRL cuts completions at `eos_token_ids`, and does not look here
             self.eos_token_ids = _as_list(stop_ids)
@@ -104,12 +107,14 @@ class PPOTrainer(TrainsCritic, StopsWhenComplete, trl.GRPOTrainer):
         for reward_func in self.reward_funcs:
             if isinstance(reward_func, RewardAdapter):
                 reward_func.attach(self.model)
-        self.critic = make_critic(self.model, self.accelerator, args)
+        self.critic = make_critic(self.model, self.accelerator, args, self._tokenizer)
+        if args.disable_dropout:
+            disable_dropout(self.model)  # the critic's adapter too, which may come with a reward model's dropout
         self.kl_controller = args.kl_controller()
         self.score_stats = RunningMeanStd()
         self.kl_is_out_of_bounds = False
         self.train_sampler: EpochSeededSampler | None = None
-        self._estimate_advantages = args.advantage_estimator(reduce=self._sum)
+        self._estimators = {mode: args.advantage_estimator(self._sum, training=mode) for mode in (True, False)}
         self.add_callback(PPOCallback(self))
 
     # Rollout
@@ -117,17 +122,22 @@ class PPOTrainer(TrainsCritic, StopsWhenComplete, trl.GRPOTrainer):
     def _calculate_rewards(self, inputs: list, prompts: list, completions: list, completion_ids_list: list) -> Tensor:
         """Keeps the scores, which TRL would normalise within groups, and refuses any that is not finite."""
         by_function = super()._calculate_rewards(inputs, prompts, completions, completion_ids_list)
-        scores = (by_function * self.reward_weights.to(by_function.device)).nansum(dim=1)
-        scores[by_function.isnan().all(dim=1)] = torch.nan
+        weights = self.reward_weights.to(by_function.device)
+        scores = (by_function * weights).nansum(dim=1)  # a function may leave a completion to the others
+        scores[by_function[:, weights != 0].isnan().all(dim=1)] = torch.nan
         first = self.accelerator.process_index * len(prompts)
         check_scores(scores, first, prompts, completions)
         self._scores = scores[first : first + len(prompts)]
         return by_function
 
-    def _get_per_token_logps_and_entropies(self, model: nn.Module, *args: Any, **kwargs: Any) -> tuple:
-        """Lets the critic read along, and keeps the result for the metrics."""
-        with self.critic.reading():
-            result = super()._get_per_token_logps_and_entropies(model, *args, **kwargs)
+    def _get_per_token_logps_and_entropies(
+        self, model: nn.Module, ids: Tensor, mask: Tensor, length: int, *args: Any, **kwargs: Any
+    ) -> tuple:
+        """Lets the critic read along, leaves out what padding and prompts would add, and keeps the result."""
+        causal_lm = causal_lm_of(self.accelerator.unwrap_model(model))
+        lean = completion_pass(model, causal_lm, length, count_positions=not self._is_vlm)
+        with self.critic.reading(), lean:
+            result = super()._get_per_token_logps_and_entropies(model, ids, mask, length, *args, **kwargs)
         self._last_logps = result[0].detach()
         return result
 
@@ -135,10 +145,11 @@ class PPOTrainer(TrainsCritic, StopsWhenComplete, trl.GRPOTrainer):
         """Return the critic's values of completions, (B, C)."""
         ids, mask = (torch.cat([inputs[f"prompt_{kind}"], inputs[f"completion_{kind}"]], 1) for kind in ("ids", "mask"))
         length = inputs["completion_ids"].size(1)
-        if self.critic.shares_pass or torch.is_grad_enabled():
-            return self.critic.values(ids, mask, length)
-        parts = zip(*(t.split(self.args.per_device_train_batch_size) for t in (ids, mask)), strict=True)
-        return torch.cat([self.critic.values(*part, length) for part in parts])
+        with self.accelerator.autocast():
+            if self.critic.shares_pass or torch.is_grad_enabled():
+                return self.critic.values(ids, mask, length)
+            parts = zip(*(t.split(self.args.per_device_train_batch_size) for t in (ids, mask)), strict=True)
+            return torch.cat([self.critic.values(*part, length) for part in parts])
 
     def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
         """Replaces one advantage per completion by one per token, from KL-penalised rewards and the critic's values."""
@@ -156,7 +167,7 @@ class PPOTrainer(TrainsCritic, StopsWhenComplete, trl.GRPOTrainer):
         kl = per_token_kl(logps, ref_logps, estimator=self.args.kl_estimator)
         scores = self._shape_scores(self._scores, output)
         rewards = token_rewards(scores, kl, mask, kl_coef=self.kl_controller.coef)
-        advantages, returns = self._estimate_advantages(rewards, values, mask)
+        advantages, returns = self._estimators[self.model.training](rewards, values, mask)
         self._log(completion_metrics(output, mask, ref_logps, scores), weight=len(scores))
         self._log(value_metrics(values, returns, mask), weight=mask.sum())
         self._show_advantages(advantages, mask)
@@ -175,7 +186,8 @@ class PPOTrainer(TrainsCritic, StopsWhenComplete, trl.GRPOTrainer):
             scores = scores.clamp(-self.args.clip_scores, self.args.clip_scores)
         stop_ids = torch.tensor(self.eos_token_ids, device=scores.device)
         ids, mask = output["completion_ids"], output["completion_mask"]
-        ended = ended_by_itself(ids, mask, stop_ids, self.max_completion_length)
+        limit = min(self.max_completion_length, (self.args.generation_kwargs or {}).get("max_new_tokens", math.inf))
+        ended = ended_by_itself(ids, mask, stop_ids, limit)
         if self.args.missing_eos_score is not None:
             return torch.where(ended, scores, self.args.missing_eos_score)
         return torch.where(ended, scores, scores - (self.args.missing_eos_penalty or 0.0))
@@ -201,6 +213,8 @@ class PPOTrainer(TrainsCritic, StopsWhenComplete, trl.GRPOTrainer):
 
     def _compute_loss(self, model: nn.Module, inputs: dict[str, Any]) -> Tensor:
         """Adds the value loss, a mean over the same tokens as TRL's policy loss."""
+        if self.args.pad_to_multiple_of is None:
+            inputs = without_padding(inputs)
         if self._policy_is_that_of_the_rollout():
             # The ratio is 1 by definition. Without the old log-probabilities TRL takes it from this pass, exactly.
             inputs = {key: value for key, value in inputs.items() if key != "old_per_token_logps"}
@@ -221,7 +235,7 @@ class PPOTrainer(TrainsCritic, StopsWhenComplete, trl.GRPOTrainer):
                 value_loss = value_loss.detach()
         limits = {"epsilon": (self.epsilon_low, self.epsilon_high), "cliprange_value": self.args.cliprange_value}
         self._log(loss_metrics(inputs, mask, self._last_logps, values, value_losses, **limits), weight=mask.sum())
-        return (0.0 if self.policy_is_frozen else 1.0) * policy_loss + value_loss
+        return policy_loss + value_loss
 
     def _check_finite(self, loss: Tensor, inputs: dict[str, Any], values: Tensor) -> None:
         if loss.isfinite():

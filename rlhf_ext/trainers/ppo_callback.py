@@ -1,6 +1,7 @@
 """What PPO does at fixed places of the training loop: checkpoints between batches, critic warm-up, health warnings."""
 
 import logging
+import math
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
@@ -45,18 +46,23 @@ class PPOCallback(TrainerCallback):
     def __init__(self, trainer: "PPOTrainer") -> None:
         self.trainer = trainer
         self._save_is_due = False
-        self._warned: set[str] = set()
+        self._warned: set[tuple[str, str]] = set()
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """Starts with a new batch of completions, and refuses a checkpoint from the middle of one."""
+        """Starts with a new batch of completions, and refuses to go on differently than an uninterrupted run."""
         if state.global_step % args.steps_per_batch and state.global_step < state.max_steps:
             raise ValueError(
                 f"The checkpoint was made at step {state.global_step}, and batches of completions end every "
                 f"{args.steps_per_batch} steps: the run would go on differently. Resume from an earlier checkpoint."
             )
+        if state.global_step and args.sync_ref_model:
+            raise ValueError(
+                "A reference that moves (sync_ref_model) is in no checkpoint: such a run cannot be resumed."
+            )
         self.trainer._step, self.trainer._buffered_inputs = 0, None
+        self.trainer.kl_is_out_of_bounds = False
 
     def on_epoch_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
@@ -108,18 +114,25 @@ class PPOCallback(TrainerCallback):
         **kwargs: Any,
     ) -> None:
         """Warns once each time the clip fraction or the KL leaves the healthy band."""
-        target = args.kl_target if args.kl_target and args.init_kl_coef else None
-        advice = "Lower learning_rate or num_iterations."
-        bounds = {
-            "clip_fraction": (args.max_clip_fraction, advice),
-            "kl/k1": (2 * target if target else None, "Twice kl_target: raise init_kl_coef or lower kl_horizon."),
-        }
-        for name, (bound, remedy) in bounds.items():
+        for name, low, high, remedy in self._bands(args):
             value = (logs or {}).get(name)
-            if value is None or bound is None:
+            if value is None:
                 continue
-            if value > bound and name not in self._warned:
-                self._warned.add(name)
-                logger.warning("Step %d: %s is %.3g, above %.3g. %s", state.global_step, name, value, bound, remedy)
-            elif value <= bound:
-                self._warned.discard(name)
+            if low <= value <= high:
+                self._warned.discard((name, remedy))
+            elif (name, remedy) not in self._warned:
+                self._warned.add((name, remedy))
+                side, bound = ("above", high) if value > high else ("below", low)
+                logger.warning("Step %d: %s is %.3g, %s %.3g. %s", state.global_step, name, value, side, bound, remedy)
+
+    @staticmethod
+    def _bands(args: TrainingArguments) -> list[tuple[str, float, float, str]]:
+        """Metrics, the bounds of their healthy bands, and what to do outside of them."""
+        bands = [
+            ("clip_fraction", 0.0, args.max_clip_fraction, "Lower learning_rate or num_iterations."),
+            ("kl/k1", -1.0, math.inf, "The policy is not what completions are drawn from: look at sampling settings."),
+        ]
+        if args.kl_target and args.init_kl_coef:
+            remedy = "Twice kl_target: raise init_kl_coef or lower kl_horizon."
+            bands.append(("kl/k1", -math.inf, 2 * args.kl_target, remedy))
+        return bands

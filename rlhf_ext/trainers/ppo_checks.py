@@ -1,5 +1,6 @@
 """What PPO refuses to go on with: too little data, scores and losses that are not finite."""
 
+import logging
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -7,11 +8,16 @@ from typing import Any
 
 from accelerate.utils import parse_flag_from_env
 from datasets import Dataset
-from torch import Tensor
+from peft import PeftModel
+from torch import Tensor, nn
 
 from .ppo_config import PPOConfig
 
+logger = logging.getLogger(__name__)
+
 LONGEST_EXCERPT = 200  # characters
+# Values under which completions are drawn from the policy's whole distribution.
+NEUTRAL_SAMPLING = {"top_p": (1.0,), "top_k": (0, None), "min_p": (0.0, None), "repetition_penalty": (1.0,)}
 
 
 class NotFiniteError(FloatingPointError):
@@ -52,6 +58,26 @@ def check_engine(args: PPOConfig) -> None:
         raise ValueError(
             "reward_adapter does not run under FSDP, where all processes must make the same number of passes: scoring "
             "makes as many as its texts need. Give the reward model as a reward function."
+        )
+
+
+def check_policy(policy: nn.Module, args: PPOConfig, *, is_multimodal: bool) -> None:
+    """Raise where the critic could not read what the policy reads; warn where the policy is not what is drawn from.
+
+    Raises:
+        ValueError: Images for a critic that would not see them, or prompt tuning, whose reference passes cannot be told
+            from the policy's.
+    """
+    if is_multimodal and args.critic != "head":
+        raise ValueError(f"critic={args.critic!r} would not see the images: use critic='head'.")
+    if isinstance(policy, PeftModel) and any(config.is_prompt_learning for config in policy.peft_config.values()):
+        raise ValueError("Prompt tuning puts no adapter into the layers, which the critics need: use LoRA.")
+    changed = [f"{n}={getattr(args, n)}" for n, neutral in NEUTRAL_SAMPLING.items() if getattr(args, n) not in neutral]
+    changed += [f"{n}={v}" for n, v in (args.generation_kwargs or {}).items() if n in NEUTRAL_SAMPLING]
+    if changed:
+        logger.warning(
+            "Completions are drawn with %s, and KL and ratio are of the whole distribution: expect them to be off.",
+            ", ".join(changed),
         )
 
 

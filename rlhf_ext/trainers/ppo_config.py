@@ -1,7 +1,7 @@
 """`PPOConfig`: TRL's `GRPOConfig` with what a critic adds, and without what makes no sense beside one."""
 
 from collections.abc import Callable
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, ClassVar, Literal
 
@@ -12,6 +12,7 @@ from torch import Tensor
 from ..advantages import DEFAULT_LAM
 from ..kl import AdaptiveKLController, FixedKLController, KLEstimator
 from ..plugins import PluginError, accepted_keywords, get_plugin
+from .ppo_options import check_contradictions, check_ranges, check_without_effect
 
 Estimator = Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]
 
@@ -168,18 +169,11 @@ class PPOConfig(trl.GRPOConfig):
         self.advantage_kwargs = dict(self.advantage_kwargs or {})
         if self.critic_learning_rate is None:
             self.critic_learning_rate = 10 * self.learning_rate
-        self._check_ranges()
-        self._check_without_effect()
+        check_ranges(self)
+        check_contradictions(self)
+        check_without_effect(self)
         self._try_estimator()
         self.kl_controller()
-        if self.micro_steps_per_batch % self.gradient_accumulation_steps and (
-            self.gradient_accumulation_steps % self.micro_steps_per_batch
-        ):
-            raise ValueError(
-                f"A batch of completions is used for steps_per_generation * num_iterations = "
-                f"{self.micro_steps_per_batch} parts, which is no multiple of gradient_accumulation_steps = "
-                f"{self.gradient_accumulation_steps}: an optimizer step would mix two batches."
-            )
 
     @property
     def micro_steps_per_batch(self) -> int:
@@ -206,17 +200,21 @@ class PPOConfig(trl.GRPOConfig):
             return FixedKLController(self.init_kl_coef)
         return AdaptiveKLController(self.init_kl_coef, self.kl_target, self.kl_horizon)
 
-    def advantage_estimator(self, reduce: Callable[[Tensor], Tensor] | None = None) -> Estimator:
+    def advantage_estimator(
+        self, reduce: Callable[[Tensor], Tensor] | None = None, *, training: bool = True
+    ) -> Estimator:
         """Return the function from rewards, values and mask, (B, T) each, to advantages and returns.
 
         Args:
             reduce: Sums a tensor over all processes; for estimators that take it.
+            training: Whether prompts come `num_generations` or `num_generations_eval` times.
 
         Raises:
             PluginError: There is no such estimator, it does not take a keyword in `advantage_kwargs`, or it fails.
         """
         function = get_plugin("advantage", self.advantage)
-        keywords = accepted_keywords(function, {"num_generations": self.num_generations, "reduce": reduce})
+        generations = self.num_generations if training else self.num_generations_eval or self.num_generations
+        keywords = accepted_keywords(function, {"num_generations": generations, "reduce": reduce})
         keywords |= self.advantage_kwargs
         get_plugin("advantage", self.advantage, keywords)
         return partial(function, gamma=self.gamma, lam=self.lam, **keywords)
@@ -235,52 +233,3 @@ class PPOConfig(trl.GRPOConfig):
                 f"The advantage estimator {self.advantage!r} returned the shapes {shapes} for tensors of shape "
                 f"{tuple(trial.shape)}; it must return (advantages, returns) of that shape."
             )
-
-    def _check_ranges(self) -> None:
-        positive = ("clip_scores", "kl_stop", "cliprange_value", "missing_eos_penalty")
-        for name in (*positive, "vf_coef", "critic_learning_rate", "critic_warmup_steps"):
-            value = getattr(self, name)
-            if value is not None and (value < 0 or (name in positive and value == 0)):
-                raise ValueError(f"{name} must be {'above 0' if name in positive else '0 or above'}, got {value}.")
-        for name in ("gamma", "lam"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise ValueError(f"{name} must lie in [0, 1], got {getattr(self, name)}.")
-
-    def _check_without_effect(self) -> None:
-        """Raise where an option would have no effect, or two contradict each other."""
-        defaults = {option.name: option.default for option in fields(self)}
-
-        def changed(name: str) -> bool:
-            return getattr(self, name) != defaults[name]
-
-        if changed("scale_rewards"):
-            raise ValueError(
-                f"scale_rewards={self.scale_rewards!r} has no effect: advantages come from a critic, not from a group "
-                "of completions. Use scale_scores or whiten_advantages, or TRL's GRPOTrainer."
-            )
-        if changed("multi_objective_aggregation"):
-            raise ValueError(
-                f"multi_objective_aggregation={self.multi_objective_aggregation!r} has no effect: it normalises within "
-                "groups of completions, and advantages come from a critic. Use reward_weights."
-            )
-        if self.beta and self.init_kl_coef:
-            raise ValueError(
-                f"The KL would be penalised twice: in the loss (beta={self.beta}) and in the reward "
-                f"(init_kl_coef={self.init_kl_coef}). Set one of them to 0."
-            )
-        if not self.init_kl_coef and (unused := [n for n in ("kl_horizon", "kl_estimator") if changed(n)]):
-            raise ValueError(f"{' and '.join(unused)} have no effect with init_kl_coef=0.")
-        if self.kl_target is None and changed("kl_horizon"):
-            raise ValueError("kl_horizon has no effect with kl_target=None, which keeps the coefficient fixed.")
-        if self.missing_eos_penalty is not None and self.missing_eos_score is not None:
-            raise ValueError("Set missing_eos_penalty (subtract) or missing_eos_score (replace), not both.")
-        if self.mask_truncated_completions and (self.missing_eos_penalty or self.missing_eos_score is not None):
-            raise ValueError(
-                "A missing EOS has no effect with mask_truncated_completions, which leaves such completions out."
-            )
-        if self.critic not in ("head", "adapter", "model"):
-            raise ValueError(f"critic must be 'head', 'adapter' or 'model', got {self.critic!r}.")
-        if self.critic_stop_gradient and self.critic != "head":
-            raise ValueError(f"critic_stop_gradient has no effect with critic={self.critic!r}, which shares no pass.")
-        if not self.vf_coef and self.critic_warmup_steps:
-            raise ValueError("critic_warmup_steps has no effect with vf_coef=0: nothing would be learned.")

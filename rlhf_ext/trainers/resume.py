@@ -2,18 +2,27 @@
 
 from typing import Any
 
+from torch import nn
 from transformers import Trainer
 
 
-class StopsWhenComplete(Trainer):
-    """A `Trainer` that makes no step beyond the last one.
-
-    A run that was killed after its last checkpoint, while the results were saved, is complete when it is resumed.
-    """
+class ResumesExactly(Trainer):
+    """A `Trainer` that goes on from a checkpoint as if it had not been interrupted."""
 
     def _run_epoch(self, *args: Any, **kwargs: Any) -> None:
-        """Ends at once where no step is left: Transformers looks only after a step, and would make one too many."""
+        """Ends at once where no step is left: Transformers looks only after a step, and would make one too many.
+
+        A run that was killed after its last checkpoint, while the results were saved, is complete when it is resumed.
+        """
         if self.state.global_step < self.state.max_steps:
             super()._run_epoch(*args, **kwargs)
         else:
             self.control.should_training_stop = True
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
+        """Keeps the types of adapters: over a quantized base TRL trains them in bfloat16, and PEFT loads float32."""
+        dtypes = {name: parameter.dtype for name, parameter in self.model.named_parameters()}
+        super()._load_from_checkpoint(resume_from_checkpoint, model)
+        for name, parameter in self.model.named_parameters():
+            if parameter.dtype != dtypes[name]:
+                parameter.data = parameter.data.to(dtypes[name])

@@ -50,7 +50,9 @@ class TrainsCritic(Trainer):
         gradients = [parameter.grad for parameter in critic]
         for parameter in critic:  # some may be among the policy's
             parameter.grad = None
-        norm = super()._clip_grad_norm(model)
+        # With fp16 the first call has unscaled the gradients of both, and a second one would raise.
+        with replaced(self.accelerator, unscale_gradients=lambda *_: None):
+            norm = super()._clip_grad_norm(model)
         for parameter, gradient in zip(critic, gradients, strict=True):
             parameter.grad = gradient
         return norm
@@ -68,8 +70,16 @@ class TrainsCritic(Trainer):
         """Restores what `save_model` saved."""
         with self._critic_beside_policy():
             super()._load_from_checkpoint(resume_from_checkpoint, self.model if self.is_fsdp_enabled else model)
+        self._load_critic(resume_from_checkpoint)
+
+    def _load_best_model(self) -> None:
+        """Goes back to the critic of the best checkpoint, too."""
+        super()._load_best_model()
+        self._load_critic(self.state.best_model_checkpoint)
+
+    def _load_critic(self, checkpoint: str) -> None:
         self.critic.unfreeze()
-        folder = Path(resume_from_checkpoint, CRITIC)
+        folder = Path(checkpoint, CRITIC)
         self.critic.load(folder)
         state = json.loads(Path(folder, STATE_FILE).read_text(encoding="utf-8"))
         self.kl_controller.load_state_dict(state["kl_controller"])

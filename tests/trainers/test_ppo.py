@@ -6,6 +6,7 @@ import pytest
 import torch
 import trl
 from peft import LoraConfig
+from transformers import GPT2Config, GPT2LMHeadModel
 
 from rlhf_ext import PPOConfig, PPOTrainer
 from rlhf_ext.plugins import PluginError
@@ -27,20 +28,21 @@ def prompts():
 def make_trainer(cpu_options, model_name, prompts):
     """A trainer whose policy differs from its reference, and whose critic has an opinion."""
 
-    def make(*, lora=True, reward=count_e, dataset=prompts, **options):
+    def make(*, lora=True, reward=count_e, dataset=prompts, model=model_name, **options):
         options = cpu_options | {"max_completion_length": 12, "max_steps": 4, "learning_rate": 1e-3} | options
         torch.manual_seed(0)
         peft_config = LoraConfig(r=4, target_modules="all-linear", init_lora_weights=False) if lora else None
-        trainer = PPOTrainer(model_name, reward, PPOConfig(**options), dataset, peft_config=peft_config)
+        trainer = PPOTrainer(model, reward, PPOConfig(**options), dataset, peft_config=peft_config)
+        head = getattr(trainer.critic.module, "head", trainer.critic.module)
         with torch.no_grad():
-            trainer.critic.module.weight.normal_(std=0.1)
-            trainer.critic.module.bias.fill_(0.3)
+            head.weight.normal_(std=0.1)
+            head.bias.fill_(0.3)
             if lora:
                 for name, weight in trainer.model.named_parameters():
                     if "lora_B" in name:
                         weight.mul_(0.3)
             else:
-                trainer.model.model.norm.weight.mul_(1.1)
+                next(p for n, p in trainer.model.named_parameters() if "norm.weight" in n or "ln_f" in n).mul_(1.1)
         return trainer
 
     return make
@@ -187,11 +189,13 @@ def test_ratio_is_exactly_one_until_the_first_step_and_not_after(lora, make_trai
 
 
 def test_reward_rises(make_trainer):
-    options = {"per_device_train_batch_size": 16, "max_steps": 40, "learning_rate": 3e-4, "init_kl_coef": 0.0}
+    options = {"per_device_train_batch_size": 16, "max_steps": 60, "learning_rate": 3e-4, "init_kl_coef": 0.0}
     trainer = make_trainer(lora=False, **options)
+    for parameter in trainer.critic.parameters():
+        parameter.data.zero_()  # the opinion that the fixture gives it is far from the truth
     trainer.train()
     rewards = [entry["reward"] for entry in trainer.state.log_history if "reward" in entry]
-    assert len(rewards) == 10
+    assert len(rewards) == 15
     assert sum(rewards[-3:]) > 1.5 * sum(rewards[:3])
 
 
@@ -220,7 +224,12 @@ def test_defaults_are_those_of_the_guide(cpu_options):
         ({"init_kl_coef": -1.0}, "coefficient must be 0 or above"),
         ({"advantage": "gea"}, "Did you mean 'gae'"),
         ({"advantage": "gae", "advantage_kwargs": {"decay": 1}}, "does not take the keyword 'decay'"),
-        ({"advantage": "rloo"}, "set num_generations to 2 or more"),
+        ({"advantage": "rloo", "vf_coef": 0.0}, "set num_generations to 2 or more"),
+        ({"advantage": "reinforce"}, r"no use for values.*set vf_coef=0"),
+        ({"init_kl_coef": 0.0, "kl_target": 3.0}, "kl_target have no effect with init_kl_coef=0"),
+        ({"use_bias_correction_kl": False}, "use_bias_correction_kl has no effect with beta=0"),
+        ({"generation_kwargs": {"temperature": 0.5}}, "use the option temperature"),
+        ({"kl_horizon": 1, "per_device_train_batch_size": 8}, r"raise kl_horizon, now 1, above 1.6"),
         ({"gradient_accumulation_steps": 3, "steps_per_generation": 2}, "would mix two batches"),
         ({"num_generations": 3}, "divisible by num_generations"),
     ],
@@ -253,3 +262,40 @@ def test_kl_coefficient_follows_the_kl(make_trainer):
         expected *= 1 + max(-0.2, min(0.2, entry["kl/k1"] / 0.01 - 1)) * 4 / 100
     assert trainer.kl_controller.coef == pytest.approx(expected, rel=1e-6)
     assert not math.isclose(expected, 0.2)
+
+
+@pytest.fixture(scope="module")
+def gpt2(tmp_path_factory, tokenizer):
+    """A random GPT-2, whose learned positions show where it thinks a token stands."""
+    folder = tmp_path_factory.mktemp("gpt2")
+    torch.manual_seed(0)
+    config = GPT2Config(
+        vocab_size=len(tokenizer), n_embd=32, n_layer=2, n_head=2, n_positions=128, initializer_range=0.3,
+        eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id,
+    )  # fmt: skip
+    GPT2LMHeadModel(config).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return str(folder)
+
+
+@pytest.mark.parametrize("critic", ["head", "model"])
+def test_padding_changes_nothing_for_a_model_with_learned_positions(critic, gpt2, make_trainer):
+    """TRL passes no positions, so that GPT-2 would see a padded prompt further to the right than `generate` did."""
+    options = {"whiten_advantages": False, "max_completion_length": 16, "steps_per_generation": 2}
+    trainer = make_trainer(lora=False, model=gpt2, critic=critic, **options)
+    output = rollout(trainer)
+    trainer.model.eval()
+    widths = output["prompt_mask"].sum(1)
+    assert widths.min() < widths.max()
+    for row in range(len(widths)):
+        prompt = output["prompt_ids"][row][output["prompt_mask"][row] == 1].tolist()
+        completion = output["completion_ids"][row][output["completion_mask"][row] == 1].tolist()
+        with torch.no_grad():
+            logps, hidden = logps_and_hidden(trainer.model, prompt + completion, len(prompt))
+            if critic == "model":
+                hidden = trainer.critic.module.backbone(torch.tensor([prompt + completion])).last_hidden_state
+                hidden = hidden[0, len(prompt) - 1 : -1]
+            head = trainer.critic.module if critic == "head" else trainer.critic.module.head
+        got = {name: output[name][row, : len(completion)] for name in ("old_per_token_logps", "values")}
+        torch.testing.assert_close(got["old_per_token_logps"], logps, rtol=0, atol=1e-4)
+        torch.testing.assert_close(got["values"], hidden @ head.weight[0] + head.bias, rtol=0, atol=1e-4)

@@ -6,7 +6,13 @@ import pytest
 import torch
 from datasets import Dataset
 from peft import LoraConfig, PeftModel, get_peft_model
-from transformers import AutoModelForCausalLM, TrainerCallback
+from safetensors.torch import load_file
+from transformers import (
+    AutoModelForCausalLM,
+    AutoModelForSequenceClassification,
+    BitsAndBytesConfig,
+    TrainerCallback,
+)
 
 from rlhf_ext import PPOConfig, PPOTrainer
 from rlhf_ext.critics import HeadCritic
@@ -26,11 +32,11 @@ def prompts():
 
 @pytest.fixture
 def make_trainer(cpu_options, model_name, prompts, tmp_path):
-    def make(*, lora=None, model=None, reward=count_e, dataset=prompts, folder="run", **options):
+    def make(*, lora=None, model=None, reward=count_e, dataset=prompts, eval_dataset=None, folder="run", **options):
         options = cpu_options | {"max_completion_length": 12, "max_steps": 4} | options
         options["output_dir"] = str(tmp_path / folder)
         trl_options = {"peft_config": LoraConfig(r=4, target_modules="all-linear", **lora)} if lora is not None else {}
-        return PPOTrainer(model or model_name, reward, PPOConfig(**options), dataset, **trl_options)
+        return PPOTrainer(model or model_name, reward, PPOConfig(**options), dataset, eval_dataset, **trl_options)
 
     return make
 
@@ -405,7 +411,8 @@ def test_plain_text_prompts_several_generations_and_other_losses(make_trainer):
 
 @pytest.mark.parametrize("advantage", ["gae", "reinforce", "rloo"])
 def test_advantage_estimators_by_name(advantage, make_trainer):
-    trainer = make_trainer(advantage=advantage, num_generations=2, max_steps=2)
+    vf_coef = 0.1 if advantage == "gae" else 0.0
+    trainer = make_trainer(advantage=advantage, num_generations=2, vf_coef=vf_coef, max_steps=2, num_generations_eval=1)
     trainer.train()
     assert log_of(trainer, "ratio")[1] != 1
 
@@ -419,3 +426,88 @@ def test_kl_in_the_loss(make_trainer):
     without = make_trainer(init_kl_coef=0.0, max_steps=1)
     assert without.ref_model is None
     assert make_trainer(max_steps=1).ref_model is not None
+
+
+def test_critics_adapter_has_no_dropout_and_obeys_bf16(make_trainer, model_name, tokenizer, tmp_path):
+    """Also where it comes from a reward model that was trained with dropout."""
+    torch.manual_seed(0)
+    reward = AutoModelForSequenceClassification.from_pretrained(model_name, num_labels=1, dtype=torch.float32)
+    config = LoraConfig(r=4, target_modules="all-linear", lora_dropout=0.5, task_type="SEQ_CLS")
+    get_peft_model(reward, config).save_pretrained(tmp_path / "reward")
+    tokenizer.save_pretrained(tmp_path / "reward")
+    trainer = make_trainer(lora={}, critic="adapter", critic_path=str(tmp_path / "reward"), bf16=True, max_steps=1)
+    assert all(module.p == 0 for module in trainer.model.modules() if isinstance(module, torch.nn.Dropout))
+    dtypes = []
+    layer = trainer.model.get_base_model().model.layers[0].mlp.gate_proj.lora_A["critic"]
+    layer.register_forward_hook(lambda module, args, output: dtypes.append(output.dtype))
+    trainer.train()
+    assert dtypes and set(dtypes) == {torch.bfloat16}
+
+
+def test_gradients_of_fp16_are_unscaled_once(make_trainer):
+    """A second time raises in torch's scaler, which does not run in fp16 on a CPU."""
+    trainer = make_trainer(max_grad_norm=0.5)
+    calls = []
+    trainer.accelerator.unscale_gradients = lambda *_: calls.append(1)
+    trainer.train()
+    assert len(calls) == trainer.state.global_step == 4
+
+
+@pytest.mark.parametrize("kind", ["lora", "adapter critic"])
+def test_resumed_run_over_an_8_bit_base_equals_the_uninterrupted_one_bit_for_bit(kind, make_trainer, tmp_path):
+    """TRL trains the adapter in bfloat16 there, and PEFT loads float32."""
+
+    def train(folder, resume=None):
+        saving = {"save_strategy": "steps", "save_steps": 2, "max_steps": 4, "num_iterations": 2}
+        critic = "adapter" if kind == "adapter critic" else "head"
+        model_init = {"quantization_config": BitsAndBytesConfig(load_in_8bit=True)}
+        trainer = make_trainer(lora={}, folder=folder, critic=critic, model_init_kwargs=model_init, **saving)
+        trainer.train(resume_from_checkpoint=resume)
+        weights = {n: p.detach().clone() for n, p in trainer.model.named_parameters() if p.requires_grad}
+        return weights, trainer.critic.module.state_dict()
+
+    whole = train("whole")
+    resumed = train("resumed", str(tmp_path / "whole/checkpoint-2"))
+    assert {weight.dtype for name, weight in whole[0].items() if "default" in name} == {torch.bfloat16}
+    for ours, theirs in zip(resumed, whole, strict=True):
+        assert ours.keys() == theirs.keys()
+        for name, weight in theirs.items():
+            assert ours[name].dtype == weight.dtype and torch.equal(ours[name], weight), name
+
+
+def test_a_reference_that_moves_is_not_resumed(make_trainer, tmp_path):
+    options = {"sync_ref_model": True, "ref_model_sync_steps": 2, "save_strategy": "steps", "save_steps": 4}
+    make_trainer(**options).train()
+    with pytest.raises(ValueError, match="such a run cannot be resumed"):
+        make_trainer(max_steps=8, **options).train(resume_from_checkpoint=str(tmp_path / "run/checkpoint-4"))
+
+
+def test_best_model_comes_back_with_its_critic(make_trainer, prompts, tmp_path):
+    saving = {"save_strategy": "steps", "save_steps": 4, "eval_strategy": "steps", "eval_steps": 4, "max_steps": 8}
+    best = {"load_best_model_at_end": True, "metric_for_best_model": "eval_reward"}
+    trainer = make_trainer(eval_dataset=prompts.select(range(4)), **best, **saving)
+    trainer.train()
+    best = load_file(f"{trainer.state.best_model_checkpoint}/critic/critic.safetensors")
+    assert all(torch.equal(weight, best[name]) for name, weight in trainer.critic.module.state_dict().items())
+
+
+def test_only_functions_that_count_must_score(make_trainer):
+    def never(completions, **kwargs):
+        return [None] * len(completions)
+
+    trainer = make_trainer(reward=[never, count_e], reward_weights=[1.0, 0.0])
+    with pytest.raises(NotFiniteError, match="4 of 4 completions have no finite score"):
+        trainer.train()
+
+
+def test_sampling_from_another_distribution_is_warned_about(make_trainer, caplog):
+    with caplog.at_level(logging.WARNING, "rlhf_ext"):
+        make_trainer(top_p=0.9, generation_kwargs={"min_p": 0.1})
+    assert "drawn with top_p=0.9, min_p=0.1" in caplog.text
+
+
+def test_completion_cut_by_max_new_tokens_has_no_end(make_trainer):
+    trainer = make_trainer(generation_kwargs={"max_new_tokens": 3}, missing_eos_penalty=1.0, max_completion_length=12)
+    ids, mask = torch.tensor([[9, 10, 11]]), torch.ones(1, 3, dtype=torch.long)
+    output = {"completion_ids": ids, "completion_mask": mask}
+    assert trainer._shape_scores(torch.tensor([2.0]), output).tolist() == [1.0]

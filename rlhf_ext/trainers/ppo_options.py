@@ -1,0 +1,93 @@
+"""Options of `PPOConfig` that are out of range, contradict each other, or would have no effect: each is an error."""
+
+from dataclasses import fields
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from .ppo_config import PPOConfig
+
+ABOVE_ZERO = ("clip_scores", "kl_stop", "cliprange_value", "missing_eos_penalty")
+ZERO_OR_ABOVE = ("vf_coef", "critic_learning_rate", "critic_warmup_steps")
+WITHOUT_CRITIC = ("reinforce", "rloo")  # built-in estimators that have no use for values
+KL_IN_REWARD = ("kl_target", "kl_horizon", "kl_estimator")
+
+
+def check_ranges(args: "PPOConfig") -> None:
+    """Raise a ValueError for a number that cannot be meant."""
+    for name in (*ABOVE_ZERO, *ZERO_OR_ABOVE):
+        value = getattr(args, name)
+        if value is not None and (value < 0 or (name in ABOVE_ZERO and value == 0)):
+            raise ValueError(f"{name} must be {'above 0' if name in ABOVE_ZERO else '0 or above'}, got {value}.")
+    for name in ("gamma", "lam"):
+        if not 0 <= getattr(args, name) <= 1:
+            raise ValueError(f"{name} must lie in [0, 1], got {getattr(args, name)}.")
+    if args.critic not in ("head", "adapter", "model"):
+        raise ValueError(f"critic must be 'head', 'adapter' or 'model', got {args.critic!r}.")
+
+
+def check_contradictions(args: "PPOConfig") -> None:
+    """Raise a ValueError for options that cannot both be followed."""
+    if args.beta and args.init_kl_coef:
+        raise ValueError(
+            f"The KL would be penalised twice: in the loss (beta={args.beta}) and in the reward "
+            f"(init_kl_coef={args.init_kl_coef}). Set one of them to 0."
+        )
+    if args.missing_eos_penalty is not None and args.missing_eos_score is not None:
+        raise ValueError("Set missing_eos_penalty (subtract) or missing_eos_score (replace), not both.")
+    if "temperature" in (args.generation_kwargs or {}):
+        raise ValueError(
+            "A temperature in generation_kwargs would not reach the log-probabilities: use the option temperature."
+        )
+    parts, accumulated = args.micro_steps_per_batch, args.gradient_accumulation_steps
+    if parts % accumulated and accumulated % parts:
+        raise ValueError(
+            f"A batch of completions is used for steps_per_generation * num_iterations = {parts} parts, which is no "
+            f"multiple of gradient_accumulation_steps = {accumulated}: an optimizer step would mix two batches."
+        )
+    completions = args.per_device_train_batch_size * args.steps_per_generation
+    if args.advantage == "rloo" and completions % args.num_generations:
+        raise ValueError(
+            f"'rloo' compares the completions of a prompt on one process, which has {completions} of a batch: "
+            f"num_generations={args.num_generations} must divide that number."
+        )
+    completions *= args.world_size
+    if args.init_kl_coef and args.kl_target is not None and 0.2 * completions >= args.kl_horizon:
+        raise ValueError(
+            f"A batch of {completions} completions could take the KL coefficient to 0 or below: raise kl_horizon, now "
+            f"{args.kl_horizon}, above {0.2 * completions:g}."
+        )
+
+
+def check_without_effect(args: "PPOConfig") -> None:
+    """Raise a ValueError for an option that was set and would do nothing."""
+    defaults = {option.name: option.default for option in fields(args)}
+    changed = [name for name, default in defaults.items() if getattr(args, name) != default]
+    if "scale_rewards" in changed:
+        raise ValueError(
+            f"scale_rewards={args.scale_rewards!r} has no effect: advantages come from a critic, not from a group of "
+            "completions. Use scale_scores or whiten_advantages, or TRL's GRPOTrainer."
+        )
+    if "multi_objective_aggregation" in changed:
+        raise ValueError(
+            f"multi_objective_aggregation={args.multi_objective_aggregation!r} has no effect: it normalises within "
+            "groups of completions, and advantages come from a critic. Use reward_weights."
+        )
+    if not args.init_kl_coef and (unused := [name for name in KL_IN_REWARD if name in changed]):
+        raise ValueError(f"{' and '.join(unused)} have no effect with init_kl_coef=0.")
+    if args.kl_target is None and "kl_horizon" in changed:
+        raise ValueError("kl_horizon has no effect with kl_target=None, which keeps the coefficient fixed.")
+    if "use_bias_correction_kl" in changed and not args.beta:
+        raise ValueError("use_bias_correction_kl has no effect with beta=0: it corrects the KL in the loss.")
+    if args.mask_truncated_completions and (args.missing_eos_penalty or args.missing_eos_score is not None):
+        raise ValueError(
+            "A missing EOS has no effect with mask_truncated_completions, which leaves such completions out."
+        )
+    if args.critic_stop_gradient and args.critic != "head":
+        raise ValueError(f"critic_stop_gradient has no effect with critic={args.critic!r}, which shares no pass.")
+    if not args.vf_coef and args.critic_warmup_steps:
+        raise ValueError("critic_warmup_steps has no effect with vf_coef=0: nothing would be learned.")
+    if args.vf_coef and args.advantage in WITHOUT_CRITIC:
+        raise ValueError(
+            f"advantage={args.advantage!r} has no use for values, and a critic would only disturb the policy: set "
+            "vf_coef=0."
+        )

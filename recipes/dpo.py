@@ -87,8 +87,13 @@ def main(script_args: RecipeArguments, training_args: DPOConfig, model_args: Mod
         processing_class=tokenizer,
     )
     show_short_progress(trainer, ("loss", "rewards/accuracies", "rewards/margins"))
-    if note := truncation_report(train_dataset, trainer.train_dataset, training_args.max_length):
-        trainer.accelerator.print(note)
+    for rows, given, prepared in (
+        ("training", train_dataset, trainer.train_dataset),
+        ("evaluation", eval_dataset, trainer.eval_dataset),
+    ):
+        mode = training_args.truncation_mode
+        if note := truncation_report(given, prepared, training_args.max_length, truncation_mode=mode, rows=rows):
+            trainer.accelerator.print(note)
 
     if script_args.dataset_name is None:
         trainer.add_callback(GoldScoreCallback(script_args.max_eval_samples))

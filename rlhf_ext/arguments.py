@@ -36,11 +36,15 @@ class RecipeArguments(ScriptArguments):
         default=None,
         metadata={
             "help": "Dataset or local file to evaluate on. Default: the split `dataset_test_split`, or "
-            "`eval_fraction` of the training rows where there is no such split."
+            "`eval_fraction` of the training rows, divided by prompt, where there is no such split."
         },
     )
-    eval_fraction: float = field(
-        default=0.1, metadata={"help": "Part of the training rows held out where there is no test split."}
+    dataset_test_split: str | None = field(
+        default=None, metadata={"help": "Dataset split to evaluate on. Default: `test`, if there is one."}
+    )
+    eval_fraction: float | None = field(
+        default=None,
+        metadata={"help": "Part of the training rows held out where there is no test split. Default: 0.1."},
     )
     max_train_samples: int | None = field(default=None, metadata={"help": "Train on this many rows at most."})
     max_eval_samples: int | None = field(default=None, metadata={"help": "Evaluate on this many rows at most."})

@@ -13,6 +13,7 @@ from datasets import Dataset, IterableDataset
 from trl import extract_prompt
 
 STREAMED_ROWS_CHECKED = 1000
+CHAT_OPTIONS = ("tools", "chat_template_kwargs")  # columns that concern conversations
 
 
 class DataError(ValueError):
@@ -52,6 +53,7 @@ def check_preference_rows(
                 check_number(row[column], column, place)
             else:
                 check_text(row[column], conversational, column, place)
+        check_chat_options(row, first[1], conversational, place)
         _check_pair(row, place)
         prompt_is_repeated = prompt_is_repeated and _repeats_prompt(row)
     if prompt_is_repeated:
@@ -109,15 +111,48 @@ def check_text(value: Any, conversational: bool, column: str, place: dict[str, A
         raise DataError(f"it ends with role {value[-1]['role']!r}.", fix, column=column, **place)
 
 
+def check_chat_options(row: dict[str, Any], first: dict[str, Any], conversational: bool, place: dict[str, Any]) -> None:
+    """Check a row's tools and keywords for the chat template.
+
+    Raises:
+        DataError: They have no effect, as the rows are no conversations, or the keywords are others than in `first`.
+    """
+    for column in CHAT_OPTIONS:
+        if row.get(column) and not conversational:
+            fix = "Drop the column, or write messages."
+            raise DataError("it has no effect on plain text.", fix, column=column, **place)
+    if "chat_template_kwargs" in row or "chat_template_kwargs" in first:
+        # In a table, a keyword that a row lacks would be None, and the template would be given that.
+        given, expected = _keywords(row), _keywords(first)
+        if given != expected or not given:
+            problem = f"it holds {', '.join(given) or 'no keywords'}; in the first row, {', '.join(expected) or 'none'}."
+            fix = "Give every row a mapping with the same keywords, or drop the column."
+            raise DataError(problem, fix, column="chat_template_kwargs", **place)
+
+
+def _keywords(row: dict[str, Any]) -> list[str]:
+    keywords = row.get("chat_template_kwargs")
+    return sorted(key for key, value in keywords.items() if value is not None) if isinstance(keywords, dict) else []
+
+
 def _check_pair(row: dict[str, Any], place: dict[str, Any]) -> None:
     if row["chosen"] == row["rejected"]:
         fix = "A pair must differ: correct one or remove the row."
         raise DataError("'chosen' and 'rejected' are equal.", fix, column="rejected", **place)
-    if "prompt" in row:
-        return
-    if not extract_prompt({"chosen": row["chosen"], "rejected": row["rejected"]})["prompt"]:
+    if "prompt" not in row and not _begin_alike(row["chosen"], row["rejected"]):
         fix = "Without a column 'prompt', both must begin with it; or add that column."
         raise DataError("'chosen' and 'rejected' do not begin with the same prompt.", fix, column="chosen", **place)
+
+
+def _begin_alike(chosen: str | list[dict[str, Any]], rejected: str | list[dict[str, Any]]) -> bool:
+    """Whether both begin with the same prompt, so that what TRL takes for it is one."""
+    if chosen[0] != rejected[0]:  # of which TRL takes all but the last character or message for the prompt, sometimes
+        return False
+    parts = extract_prompt({"chosen": chosen, "rejected": rejected})
+    if isinstance(chosen, str):
+        return bool(parts["prompt"].strip())
+    # Where the completions begin with a question, these are answers to different ones.
+    return bool(parts["prompt"]) and all(parts[side][0]["role"] != "user" for side in ("chosen", "rejected"))
 
 
 def _repeats_prompt(row: dict[str, Any]) -> bool:

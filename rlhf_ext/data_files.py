@@ -5,17 +5,56 @@ import difflib
 import io
 import json
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import datasets
+import pyarrow
 from datasets import Dataset, DatasetDict, IterableDataset, IterableDatasetDict, load_dataset
 from datasets.fingerprint import Hasher
 
-from .data_checks import DataError
+from .data_checks import STREAMED_ROWS_CHECKED, DataError
 
 AnyDataset = Dataset | IterableDataset
+NumberedRow = tuple[int, dict[str, Any]]
+Rows = AnyDataset | list[NumberedRow]  # of a split: as `datasets` loads them, or as they stand in a file
+
+
+def read_splits(name: str, config: str | None = None, *, streaming: bool = False) -> Mapping[str, Rows]:
+    """Return the splits of a dataset, unchecked; a local file is one split, `train`.
+
+    Args:
+        name: A local `.jsonl`, `.json`, `.csv` or `.parquet` file, or whatever `datasets.load_dataset` takes.
+        config: The configuration's name, for `datasets.load_dataset`.
+        streaming: As in `datasets.load_dataset`.
+
+    Raises:
+        DataError: It cannot be read.
+    """
+    return {"train": read_rows(name)} if is_local(name) else load_from_hub(name, config, streaming=streaming)
+
+
+def numbered(rows: Rows) -> Iterable[NumberedRow]:
+    """Return the rows with their numbers, to be checked; of streamed ones those at the beginning."""
+    if isinstance(rows, list):
+        return rows
+    return enumerate(islice(rows, STREAMED_ROWS_CHECKED) if isinstance(rows, IterableDataset) else rows, start=1)
+
+
+def to_dataset(columns: Mapping[str, list[Any]], *, source: str) -> Dataset:
+    """Return the columns as a dataset on disk.
+
+    Raises:
+        DataError: A column holds values of several types.
+    """
+    try:
+        return on_disk(Dataset.from_dict(columns))
+    except (pyarrow.ArrowException, TypeError) as error:
+        reason = " ".join(str(error).split())
+        fix = "Every column needs one type throughout."
+        raise DataError(f"its rows do not fit one table ({reason}).", fix, source=source) from error
 
 
 def load_from_hub(
@@ -39,24 +78,26 @@ def is_local(name: str) -> bool:
     return Path(name).suffix in READERS
 
 
-def read_rows(name: str) -> list[tuple[int, dict[str, Any]]]:
+def read_rows(name: str) -> list[NumberedRow]:
     """Read a local file into numbered rows.
 
     Raises:
         DataError: The file is missing, unreadable, empty, not UTF-8, or not what its name says.
     """
     path = Path(name).expanduser()
-    if not path.is_file():
-        near = difflib.get_close_matches(path.name, [p.name for p in path.parent.glob("*")], n=1)
-        fix = f"Did you mean {path.parent / near[0]}?" if near else "Check the path (it is relative to where you are)."
-        raise DataError("there is no such file.", fix, source=name)
     try:
+        if not path.is_file():
+            near = difflib.get_close_matches(path.name, [p.name for p in path.parent.glob("*")], n=1)
+            fix = f"Did you mean {path.parent / near[0]}?" if near else "Check the path, relative to where you are."
+            raise DataError("there is no such file.", fix, source=name)
         rows = list(READERS[path.suffix](path))
+    except OSError as error:
+        fix = "Check that you may read it."
+        raise DataError(f"it cannot be read ({error.strerror or error}).", fix, source=name) from error
     except UnicodeDecodeError as error:
-        line = path.read_bytes()[: error.start].count(b"\n") + 1
-        raise DataError(
-            f"byte {error.object[error.start]:#04x} is not UTF-8.", "Save it as UTF-8.", source=name, row=line
-        ) from error
+        place = _place(path, error.object[: error.start].decode())
+        byte = f"byte {error.object[error.start]:#04x}"
+        raise DataError(f"{byte} is not UTF-8.", "Save it as UTF-8.", source=f"{name}, {place}") from error
     except DataError:
         raise
     except Exception as error:  # every reader has its own exceptions; the user needs the file's name with each
@@ -66,12 +107,21 @@ def read_rows(name: str) -> list[tuple[int, dict[str, Any]]]:
     return rows
 
 
+def _place(path: Path, before: str) -> str:
+    """Say where in a file the text `before` ends, as its row if rows can be counted without reading on."""
+    lines = before.count("\n") + 1
+    if path.suffix == ".csv":
+        lines = len(list(csv.reader(io.StringIO(before + "?", newline=""))))
+        return "the header" if lines == 1 else f"row {lines - 1}"
+    return f"{'row' if path.suffix == '.jsonl' else 'line'} {lines}"
+
+
 def _read_text(path: Path) -> str:
     data = path.read_bytes()
     return data.decode("utf-8-sig")  # a byte order mark, as some editors write it, is no content
 
 
-def _read_jsonl(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
+def _read_jsonl(path: Path) -> Iterator[NumberedRow]:
     for number, line in enumerate(_read_text(path).split("\n"), start=1):
         if not line.strip():
             continue
@@ -87,8 +137,12 @@ def _read_jsonl(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
         yield number, _require_object(row, path, number)
 
 
-def _read_json(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
-    rows = json.loads(_read_text(path))
+def _read_json(path: Path) -> Iterator[NumberedRow]:
+    text = _read_text(path)
+    if text.lstrip().startswith("{"):
+        fix = f"A .json file must be a list of objects. If each line holds one object, rename it to {path.stem}.jsonl."
+        raise DataError("it holds an object.", fix, source=str(path))
+    rows = json.loads(text)
     if not isinstance(rows, list):
         raise DataError("it does not hold a list.", "A .json file must be a list of objects.", source=str(path))
     for number, row in enumerate(rows, start=1):
@@ -103,7 +157,7 @@ def _require_object(row: Any, path: Path, number: int) -> dict[str, Any]:
     return row
 
 
-def _read_csv(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
+def _read_csv(path: Path) -> Iterator[NumberedRow]:
     csv.field_size_limit(2**31 - 1)  # 131,072 characters by default, less than a long conversation has
     reader = csv.DictReader(io.StringIO(_read_text(path), newline=""), strict=True)
     for number, row in enumerate(reader, start=1):
@@ -121,11 +175,11 @@ def number_or_text(value: str) -> str | float:
         return value
 
 
-def _read_parquet(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
+def _read_parquet(path: Path) -> Iterator[NumberedRow]:
     return enumerate(Dataset.from_parquet(str(path)), start=1)
 
 
-READERS: dict[str, Callable[[Path], Iterator[tuple[int, dict[str, Any]]]]] = {
+READERS: dict[str, Callable[[Path], Iterator[NumberedRow]]] = {
     ".jsonl": _read_jsonl,
     ".json": _read_json,
     ".csv": _read_csv,

@@ -3,20 +3,19 @@
 import difflib
 import re
 from collections.abc import Iterable
+from functools import partial
 from itertools import chain
 from typing import Any
 
-import pyarrow
 from accelerate import PartialState
 from datasets import Dataset
 from transformers import PreTrainedTokenizerBase
 
 from .arguments import DEMO, RecipeArguments
-from .data import at_most, hold_out
-from .data_checks import DataError, check_text
-from .data_files import is_local, load_from_hub, on_disk, read_rows
+from .data_checks import CHAT_OPTIONS, DataError, check_chat_options, check_text
+from .data_files import Rows, numbered, to_dataset
+from .splits import load_splits
 
-OPTIONS = ("tools", "chat_template_kwargs")  # of conversations
 SPEAKERS = {"Human": "user", "Assistant": "assistant"}
 TURN = re.compile(r"(?:^|\n\n)(Human|Assistant):")
 
@@ -24,48 +23,38 @@ TURN = re.compile(r"(?:^|\n\n)(Human|Assistant):")
 def load_demonstration_splits(
     script_args: RecipeArguments, *, text_column: str = "text", seed: int
 ) -> tuple[Dataset, Dataset]:
-    """Load and check the demonstrations to train on and those to evaluate on.
+    """Load and check the demonstrations to train on and those to evaluate on (see `load_splits`).
 
     Rows have the columns prompt and completion (text or messages), or messages, or text; what else they have is left
-    out. Without `dataset_name` they are the embedded demo's. Without a test split or `eval_dataset_name`, a part of
-    the training rows, chosen by `seed`, is held out.
+    out.
 
     Raises:
         DataError: Naming the file or split, the row, the column and the fix.
     """
-    name, eval_name = script_args.dataset_name, script_args.eval_dataset_name
-    train_split, test_split = script_args.dataset_train_split, script_args.dataset_test_split
-    source = name or DEMO
+    name = script_args.dataset_name or DEMO
     if script_args.dataset_streaming:
-        raise DataError("demonstrations are not streamed.", "Drop dataset_streaming.", source=source)
-    for option in ("max_train_samples", "max_eval_samples"):
-        if getattr(script_args, option) is not None and getattr(script_args, option) < 1:
-            raise DataError(f"--{option} must be at least 1.", "Drop it to use all rows.", source=source)
-    if name is None:
+        raise DataError("demonstrations are not streamed.", "Drop dataset_streaming.", source=name)
+
+    def demo(split: str) -> Dataset:
         from .demo.data import SFT_SIZES, sft_dataset
 
         # The embedded world writes as many demonstrations as are asked for.
-        train = sft_dataset("train", size=max(SFT_SIZES["train"], script_args.max_train_samples or 0))
-        held_out = sft_dataset("test", size=max(SFT_SIZES["test"], script_args.max_eval_samples or 0))
-    else:
-        train = _load(name, script_args.dataset_config, (train_split,), text_column)
-        held_out = None
-        if not (eval_name or is_local(name)):
-            held_out = _load(name, script_args.dataset_config, (test_split,), text_column, required=False)
-    if eval_name is not None:
-        held_out = _load(eval_name, None, (test_split, train_split), text_column)
-    if held_out is None:
-        train, held_out = hold_out(train, script_args.eval_fraction, seed, source=source)
-    if set(train.column_names) != set(held_out.column_names):
+        wanted = script_args.max_train_samples if split == "train" else script_args.max_eval_samples
+        return sft_dataset(split, size=max(SFT_SIZES[split], wanted or 0))
+
+    check = partial(_check_demonstrations, text_column=text_column)
+    train, held_out = load_splits(script_args, seed, demo=demo, check=check)
+    if {*train.column_names} - {*CHAT_OPTIONS} != {*held_out.column_names} - {*CHAT_OPTIONS}:
         fix = f"Give it those of the training rows: {', '.join(train.column_names)}."
-        raise DataError(f"it has the columns {', '.join(held_out.column_names)}.", fix, source=eval_name or source)
-    return at_most(train, script_args.max_train_samples, seed), at_most(held_out, script_args.max_eval_samples, seed)
+        problem = f"it has the columns {', '.join(held_out.column_names)}."
+        raise DataError(problem, fix, source=script_args.eval_dataset_name or name)
+    return train, held_out
 
 
 def check_demonstration_rows(
     rows: Iterable[tuple[int, dict[str, Any]]], *, source: str, text_column: str = "text"
 ) -> list[str]:
-    """Check numbered rows in one pass, and return the columns to train on, which are those of the first row.
+    """Check numbered rows in one pass, and return the columns to train on.
 
     Raises:
         DataError: Naming the first bad row.
@@ -78,17 +67,20 @@ def check_demonstration_rows(
     conversational = isinstance(first[1][columns[0]], list)
     _check_form(columns[0], conversational, text_column, {"source": source, "row": first[0]})
     prompt_is_repeated = len(columns) == 2 and not conversational
+    options = set()
     for number, row in chain([first], rows):
         place = {"source": source, "row": number}
         for column in columns:
             if row.get(column) is None:
                 raise DataError("it is missing here.", "Every row needs it.", column=column, **place)
             check_text(row[column], conversational, column, place)
+        check_chat_options(row, first[1], conversational, place)
+        options |= {option for option in CHAT_OPTIONS if row.get(option)}
         prompt_is_repeated = prompt_is_repeated and row["completion"].startswith(row["prompt"])
     if prompt_is_repeated:
         fix = "Remove the prompt from 'completion', or name that column 'text' and drop 'prompt'."
         raise DataError("every completion begins with its prompt.", fix, source=source, column="completion")
-    return [*columns, *(option for option in OPTIONS if conversational and option in first[1])]
+    return [*columns, *sorted(options)]
 
 
 def _find_columns(first: dict[str, Any], text_column: str, source: str) -> tuple[str, ...]:
@@ -112,36 +104,14 @@ def _check_form(column: str, conversational: bool, text_column: str, place: dict
         raise DataError("it is a list.", "It must be plain text; name it 'messages'.", column=column, **place)
 
 
-def _load(
-    name: str, config: str | None, splits: tuple[str, ...], text_column: str, *, required: bool = True
-) -> Dataset | None:
-    """Return the demonstrations of a file or of the first of the `splits` that there is, or None."""
-    if is_local(name):
-        rows = read_rows(name)
-        columns = check_demonstration_rows(rows, source=name, text_column=text_column)
-        _say_what_is_not_read({key for _, row in rows for key in row}, columns, name)
-        try:
-            return on_disk(Dataset.from_dict({column: [row.get(column) for _, row in rows] for column in columns}))
-        except (pyarrow.ArrowException, TypeError) as error:
-            reason = " ".join(str(error).split())
-            fix = "Every column needs one type throughout."
-            raise DataError(f"its rows do not fit one table ({reason}).", fix, source=name) from error
-    loaded = load_from_hub(name, config)
-    split = next((split for split in splits if split in loaded), None)
-    if split is None:
-        if required:
-            raise DataError(f"there is no split {splits[0]!r}.", f"It has: {', '.join(loaded)}.", source=name)
-        return None
-    rows = enumerate(loaded[split], start=1)
-    columns = check_demonstration_rows(rows, source=f"{name}, split {split}", text_column=text_column)
-    _say_what_is_not_read(loaded[split].column_names, columns, name)
-    return loaded[split].select_columns(columns)
-
-
-def _say_what_is_not_read(present: Iterable[str], columns: list[str], source: str) -> None:
-    unread = sorted(set(present) - set(columns))
-    if unread:
+def _check_demonstrations(rows: Rows, source: str, *, text_column: str) -> Dataset:
+    columns = check_demonstration_rows(numbered(rows), source=source, text_column=text_column)
+    present = {key for _, row in rows for key in row} if isinstance(rows, list) else {*rows.column_names}
+    if unread := sorted(present - {*columns}):
         PartialState().print(f"{source}: training reads {', '.join(columns)}, and not {', '.join(unread)}.")
+    if isinstance(rows, list):
+        return to_dataset({column: [row.get(column) for _, row in rows] for column in columns}, source=source)
+    return rows.select_columns(columns)
 
 
 def as_messages(prompt: str) -> list[dict[str, str]]:

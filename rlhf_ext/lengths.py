@@ -75,13 +75,22 @@ def _count_tokens(
     return len(tokenizer.apply_chat_template(text, return_dict=True, **template_options)["input_ids"])
 
 
-def truncation_report(dataset: AnyDataset, prepared: AnyDataset, max_length: int | None) -> str | None:
-    """Say how many rows TRL dropped because their prompt fills `max_length`, and how many it will cut.
+def truncation_report(
+    dataset: AnyDataset,
+    prepared: AnyDataset,
+    max_length: int | None,
+    *,
+    truncation_mode: str = "keep_start",
+    rows: str = "training",
+) -> str | None:
+    """Say how many rows TRL's DPO trainer dropped because their prompt fills `max_length`, and how many it will cut.
 
     Args:
         dataset: What was passed to the trainer.
-        prepared: The trainer's `train_dataset`, tokenized.
+        prepared: The trainer's dataset, tokenized.
         max_length: The trainer's `max_length`.
+        truncation_mode: The trainer's `truncation_mode`; under `keep_end` nothing is dropped.
+        rows: What to call them.
     """
     if max_length is None or isinstance(prepared, IterableDataset):
         return None
@@ -93,33 +102,43 @@ def truncation_report(dataset: AnyDataset, prepared: AnyDataset, max_length: int
     cut = pyarrow.compute.sum(pyarrow.compute.greater(total, max_length)).as_py() or 0
     if not dropped and not cut:
         return None
-    return (
-        f"max_length={max_length}: of {len(dataset)} training rows, {dropped} are dropped (the prompt alone fills it) "
-        f"and {cut} lose the end of a completion."
-    )
+    lost = "their start" if truncation_mode == "keep_end" else "the end of a completion"
+    return f"{_dropped(dataset, dropped, max_length, rows)} and {cut} lose {lost}."
 
 
-def dropped_report(dataset: AnyDataset, prepared: AnyDataset, max_length: int | None) -> str | None:
+def dropped_report(
+    dataset: AnyDataset, prepared: AnyDataset, max_length: int | None, *, rows: str = "training"
+) -> str | None:
     """Say how many rows TRL's reward trainer dropped because they are longer than `max_length`.
 
     Args:
         dataset: What was passed to the trainer.
-        prepared: The trainer's `train_dataset`, tokenized.
+        prepared: The trainer's dataset, tokenized.
         max_length: The trainer's `max_length`.
+        rows: What to call them.
     """
     if max_length is None or isinstance(prepared, IterableDataset) or len(prepared) == len(dataset):
         return None
     dropped = len(dataset) - len(prepared)
-    return f"max_length={max_length}: {dropped} of {len(dataset)} training rows are longer, and dropped."
+    return f"max_length={max_length}: {dropped} of {len(dataset)} {rows} rows are longer, and dropped."
 
 
-def length_report(dataset: Dataset, prepared: Dataset | IterableDataset, max_length: int | None) -> str | None:
-    """Say how many rows TRL dropped because their prompt fills `max_length`, and how many fill it and may be cut.
+def length_report(
+    dataset: Dataset,
+    prepared: Dataset,
+    max_length: int | None,
+    *,
+    truncation_mode: str = "keep_start",
+    rows: str = "training",
+) -> str | None:
+    """Say how many rows TRL's SFT trainer dropped because their prompt fills `max_length`, and how many fill it.
 
     Args:
         dataset: What was passed to the trainer.
-        prepared: The trainer's `train_dataset`, tokenized and not packed.
+        prepared: The trainer's dataset, tokenized and not packed.
         max_length: The trainer's `max_length`.
+        truncation_mode: The trainer's `truncation_mode`; under `keep_end` nothing is dropped.
+        rows: What to call them.
     """
     if max_length is None:
         return None
@@ -127,7 +146,9 @@ def length_report(dataset: Dataset, prepared: Dataset | IterableDataset, max_len
     full = sum(len(ids) >= max_length for ids in prepared["input_ids"])
     if not dropped and not full:
         return None
-    return (
-        f"max_length={max_length}: of {len(dataset)} training rows, {dropped} are dropped (the prompt alone fills it) "
-        f"and {full} fill it, so that longer ones lose their end."
-    )
+    lost = "start" if truncation_mode == "keep_end" else "end"
+    return f"{_dropped(dataset, dropped, max_length, rows)} and {full} fill it, so that longer ones lose their {lost}."
+
+
+def _dropped(dataset: AnyDataset, dropped: int, max_length: int, rows: str) -> str:
+    return f"max_length={max_length}: of {len(dataset)} {rows} rows, {dropped} are dropped (the prompt alone fills it)"

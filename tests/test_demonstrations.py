@@ -8,7 +8,6 @@ from datasets import Dataset
 from rlhf_ext.arguments import RecipeArguments
 from rlhf_ext.data_checks import DataError
 from rlhf_ext.demonstrations import as_messages, load_demonstration_splits, reads_as_chat, to_chat
-from rlhf_ext.lengths import length_report
 
 USER, ASSISTANT = {"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello."}
 
@@ -40,10 +39,31 @@ def test_demo_writes_as_many_as_are_asked_for():
     ],
 )
 def test_formats_and_what_is_not_read(row, columns, tmp_path, capsys):
-    train, held_out = load(tmp_path, [row | {"id": n, "source": "web"} for n in range(10)], eval_fraction=0.2)
+    numbered = [
+        json.loads(json.dumps(row).replace("Hi", f"Hi {n}")) | {"id": n, "source": "web"} for n in range(10)
+    ]  # rows of one prompt cannot be divided
+    train, held_out = load(tmp_path, numbered, eval_fraction=0.2)
     assert train.column_names == held_out.column_names == columns
     assert (len(train), len(held_out)) == (8, 2)
     assert f"training reads {', '.join(columns)}, and not id," in capsys.readouterr().out
+
+
+def test_tools_that_only_later_rows_have_are_kept(tmp_path):
+    rows = [{"messages": [{"role": "user", "content": f"{n}?"}, ASSISTANT]} for n in range(4)]
+    train, held_out = load(tmp_path, [*rows, rows[0] | {"tools": "[1]"}], eval_fraction=0.5)
+    assert [*train["tools"], *held_out["tools"]].count("[1]") == 1
+
+
+def test_rows_to_evaluate_on_need_no_tools(tmp_path):
+    rows = [{"messages": [USER, ASSISTANT], "tools": "[1]"}]
+    other = write(tmp_path / "other.jsonl", [{"messages": [USER, ASSISTANT]}])
+    assert load(tmp_path, rows, eval_dataset_name=other)[1].column_names == ["messages"]
+
+
+def test_keywords_for_the_template_in_some_rows_only(tmp_path):
+    row = {"messages": [USER, ASSISTANT]}
+    with pytest.raises(DataError, match=r"row 2, column 'chat_template_kwargs': it holds thinking; in the first row"):
+        load(tmp_path, [row, row | {"chat_template_kwargs": {"thinking": True}}])
 
 
 def test_text_column_of_another_name(tmp_path):
@@ -137,12 +157,3 @@ def test_who_decides_whether_plain_prompts_are_chat(tokenizer, monkeypatch, caps
     with pytest.raises(DataError, match="has no chat template"):
         reads_as_chat(["a"], tokenizer, True, source="rows.jsonl")
     assert capsys.readouterr().out == ""
-
-
-def test_length_report_counts_rows_dropped_and_rows_that_fill_it():
-    rows = Dataset.from_dict({"text": ["a"] * 4})
-    prepared = Dataset.from_dict({"input_ids": [[1] * 3, [1] * 5, [1] * 5]})
-    assert "of 4 training rows, 1 are dropped (the prompt alone fills it) and 2 fill it" in length_report(
-        rows, prepared, 5
-    )
-    assert length_report(rows.select(range(3)), prepared, 6) is None and length_report(rows, prepared, None) is None

@@ -30,6 +30,14 @@ def test_file_with_a_part_held_out(tmp_path):
     assert (len(train), held_out["prompt"][:]) == (10, ["Other?"])
 
 
+def test_prompts_of_preference_pairs_are_divided_by_prompt(tmp_path):
+    """Data of pairs often have several for a prompt."""
+    path = write(tmp_path / "pairs.jsonl", [{"prompt": f"Question {n // 4}?"} for n in range(40)])
+    train, held_out = load_prompt_splits(RecipeArguments(dataset_name=path, eval_fraction=0.2), seed=0)
+    assert (len(train), len(held_out)) == (32, 8)
+    assert not {*train["prompt"]} & {*held_out["prompt"]}
+
+
 @pytest.mark.parametrize(
     ("rows", "message"),
     [

@@ -27,7 +27,7 @@ from .plugin_losses import (
     keywords_taken,
     parse_loss_kwargs,
 )
-from .resume import StopsWhenComplete
+from .resume import ResumesExactly
 
 # TRL keeps its loss names in an if/elif whose error for an unknown one lists them; a test compares this set with it.
 # fmt: off
@@ -161,7 +161,7 @@ def _check_names(loss_type: list[str]) -> None:
             )
 
 
-class DPOTrainer(StopsWhenComplete, trl.DPOTrainer):
+class DPOTrainer(ResumesExactly, trl.DPOTrainer):
     """`trl.DPOTrainer` whose `loss_type` also takes plugin losses. Arguments and behaviour are otherwise TRL's.
 
     ```python

@@ -4,6 +4,8 @@ VENV ?= .venv
 PYTHON ?= python3
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.rlhf_ext_installed
+# The versions that the tests run against, in an environment of our own; yours keeps its own.
+CONSTRAINTS := $(if $(filter .venv,$(VENV)),-c constraints.txt)
 
 .PHONY: install demo test test-oldest-trl lint
 
@@ -12,7 +14,7 @@ install: $(INSTALLED)
 $(INSTALLED): pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	@echo "Installing (some minutes, once) ..."
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[quantization,test]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check $(CONSTRAINTS) -e '.[quantization,test]'
 	touch $@
 
 # glibc hands every large block back to the system and fetches it again page by page; keeping them saves a fifth of the

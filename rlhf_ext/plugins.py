@@ -64,7 +64,7 @@ def register(kind: str, name: str) -> Callable[[Callable[..., Any]], Callable[..
         raise PluginError(f"{kind} name {name!r} is not usable: give it at least one character and no ':'.")
 
     def decorator(function: Callable[..., Any]) -> Callable[..., Any]:
-        _check_signature(kind, name, function)
+        check_signature(kind, name, function)
         taken = _registry[kind].get(name)
         if taken is None and _origin(function)[0] != spec.builtin_module:
             taken = _load_builtins(kind).get(name)
@@ -92,7 +92,7 @@ def get_plugin(kind: str, ref: str, kwargs: Mapping[str, Any] | None = None) -> 
     """
     _kind(kind)
     function = _load_reference(kind, ref) if ":" in ref else _load_name(kind, ref)
-    _check_signature(kind, ref, function, kwargs)
+    check_signature(kind, ref, function, kwargs)
     return function
 
 
@@ -208,8 +208,18 @@ def _import_file(kind: str, source: str) -> Any:
     return module
 
 
-def _check_signature(kind: str, ref: str, function: Any, kwargs: Mapping[str, Any] | None = None) -> None:
-    """Check that `function` can be called as the kind says; `kwargs=None` leaves required extra keywords open."""
+def check_signature(kind: str, ref: str, function: Any, kwargs: Mapping[str, Any] | None = None) -> None:
+    """Check that `function` can be called as the kind says.
+
+    Args:
+        kind: `"preference_loss"`, `"dpo_loss"`, `"advantage"` or `"judge"`.
+        ref: What to call it.
+        function: What is to be called.
+        kwargs: All further keywords it will be called with; None leaves open which ones that will be.
+
+    Raises:
+        PluginError: It is no function, or the signature does not fit.
+    """
     spec = KINDS[kind]
     if not callable(function) or inspect.isclass(function):
         raise PluginError(f"{kind} {ref!r} is a {type(function).__name__}; it must be a function {spec.call}.")

@@ -17,15 +17,16 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from ..losses.dpo import DPOBatch
-from ..plugins import KINDS, PluginError, accepted_keywords, get_plugin, list_plugins
+from ..plugins import KINDS, PluginError, get_plugin, list_plugins
 from ..quantization import keep_gradients_on_cpu
 from .plugin_losses import (
+    bind_losses,
     check_extras_of,
     check_losses,
-    check_trial,
     collate_with_extras,
-    keywords_taken,
+    parse_columns,
     parse_loss_kwargs,
+    try_losses,
 )
 from .resume import ResumesExactly
 
@@ -80,47 +81,28 @@ class DPOConfig(trl.DPOConfig):
         """Adds the checks of the losses, their keywords and options that would have no effect."""
         super().__post_init__()
         self.loss_kwargs = parse_loss_kwargs(self.loss_kwargs)
-        if isinstance(self.extra_columns, str):
-            self.extra_columns = [self.extra_columns]
+        self.extra_columns = parse_columns(self.extra_columns)
         self.plugin_losses()
 
     def plugin_losses(self) -> dict[str, Callable[..., Tensor]]:
-        """Return the losses in `loss_type` that are not TRL's, each tried out on a batch of two pairs.
+        """Return the losses in `loss_type` that are not TRL's, with their keywords bound, each tried out on two pairs.
 
         Raises:
-            PluginError: A loss does not exist, has a wrong signature or fails; or a keyword fits none of them.
+            PluginError: A loss does not exist, has a wrong signature or fails; or none reads a keyword or a column.
             ValueError: An option has no effect under these losses.
         """
         _check_names(self.loss_type)
         names = [name for name in self.loss_type if name not in TRL_LOSSES]
-        losses = {name: get_plugin("dpo_loss", name) for name in names}
+        # At 0, TRL's default, a loss keeps its own default.
+        options = {"label_smoothing": self.label_smoothing} if self.label_smoothing else {}
+        losses = bind_losses("dpo_loss", names, self.loss_kwargs, options)
         self._check_options(losses)
-        for name, loss in losses.items():
-            keywords = self.keywords_for(loss)
-            get_plugin("dpo_loss", name, keywords)
-            batch = _trial_batch(self.extra_columns)
-            check_trial(name, partial(loss, batch, beta=self.beta, **keywords), pairs=2)
+        try_losses(losses, self.extra_columns, lambda loss, extras: loss(_trial_batch(extras), beta=self.beta))
         return losses
 
-    def keywords_for(self, loss: Callable[..., Tensor]) -> dict[str, Any]:
-        """Return the keywords besides `beta` that `loss` is called with."""
-        keywords = dict(self.loss_kwargs)
-        # At 0, TRL's default, a loss keeps its own default.
-        if self.label_smoothing:
-            keywords["label_smoothing"] = self.label_smoothing
-        return accepted_keywords(loss, keywords)
-
     def _check_options(self, losses: Mapping[str, Callable[..., Tensor]]) -> None:
-        """Raise where an option or a keyword would have no effect."""
-        taken = keywords_taken(losses, self.loss_kwargs)
-        unused = sorted(set(self.loss_kwargs) - (taken - {"beta"}))
-        if unused:
-            raise PluginError(
-                f"loss_kwargs {', '.join(map(repr, unused))}: no loss in loss_type={self.loss_type} takes "
-                f"{'it' if len(unused) == 1 else 'them'}. loss_kwargs reach plugin losses only"
-                + (" (beta is an option of its own: set `beta`)." if "beta" in unused else ".")
-            )
-        if self.label_smoothing and "label_smoothing" in taken:
+        """Raise where an option would have no effect."""
+        if self.label_smoothing and "label_smoothing" in self.loss_kwargs:
             raise ValueError("label_smoothing is set twice: remove it from loss_kwargs or unset the option.")
         if self.extra_columns and not losses:
             raise ValueError(
@@ -128,15 +110,20 @@ class DPOConfig(trl.DPOConfig):
                 "losses, which read no extra columns. Use a plugin loss such as 'odpo', or drop the option."
             )
         defaults = {option.name: option.default for option in fields(self)}
+        coefficient, divergence = self.f_alpha_divergence_coef, self.f_divergence_type
+        if coefficient != defaults["f_alpha_divergence_coef"] and divergence != "alpha_divergence":
+            raise ValueError(
+                f"f_alpha_divergence_coef={coefficient} has no effect under f_divergence_type={divergence!r}: set "
+                "f_divergence_type='alpha_divergence', or drop it."
+            )
         for option, readers in _TRL_LOSS_OPTIONS.items():
             if getattr(self, option) == defaults[option]:
                 continue
             if readers is None:
-                ignored_by = set(losses)
-            elif readers & set(self.loss_type) or self._reaches_plugin(option, losses):
-                ignored_by = set()
+                ignored_by = {*losses}
             else:
-                ignored_by = set(self.loss_type)
+                is_read = readers & {*self.loss_type} or any(option in loss.keywords for loss in losses.values())
+                ignored_by = {} if is_read else self.loss_type
             if ignored_by:
                 smoothed = " For the sigmoid loss with label smoothing use loss_type='cdpo'."
                 hint = smoothed if option == "label_smoothing" else ""
@@ -145,11 +132,6 @@ class DPOConfig(trl.DPOConfig):
                     f"{', '.join(map(repr, sorted(ignored_by)))}. Leave it at {defaults[option]!r}, or use TRL losses "
                     f"that read it: {', '.join(sorted(readers or TRL_LOSSES))}.{hint}"
                 )
-
-    @staticmethod
-    def _reaches_plugin(option: str, losses: Mapping[str, Callable[..., Tensor]]) -> bool:
-        """Whether a plugin loss receives the option `label_smoothing`, the one that plugins share with TRL."""
-        return option == "label_smoothing" and any(accepted_keywords(loss, {option: 0}) for loss in losses.values())
 
 
 def _check_names(loss_type: list[str]) -> None:
@@ -200,6 +182,9 @@ class DPOTrainer(ResumesExactly, trl.DPOTrainer):
         if args is None:
             args = DPOConfig(f"{model if isinstance(model, str) else model.config._name_or_path}-DPO".split("/")[-1])
         losses = args.plugin_losses()
+        self._plugin_losses: list[tuple[str, float, Callable[..., Tensor]]] | None = (
+            None  # until TRL has set up the rest
+        )
         check_extras_of(train_dataset, eval_dataset, args.extra_columns)
         super().__init__(model, ref_model, args, data_collator, train_dataset, eval_dataset, *trl_args, **trl_kwargs)
         keep_gradients_on_cpu(self.model)
@@ -207,9 +192,7 @@ class DPOTrainer(ResumesExactly, trl.DPOTrainer):
         self.loss_types = [name for name in args.loss_type if name not in losses]
         self.loss_weights = [w for name, w in zip(args.loss_type, weights, strict=True) if name not in losses]
         self._plugin_losses = [
-            (name, weight, losses[name], args.keywords_for(losses[name]))
-            for name, weight in zip(args.loss_type, weights, strict=True)
-            if name in losses
+            (name, weight, losses[name]) for name, weight in zip(args.loss_type, weights, strict=True) if name in losses
         ]
         if args.extra_columns:
             # A partial, not a closure: data loader workers started by spawn pickle their collator.
@@ -222,7 +205,12 @@ class DPOTrainer(ResumesExactly, trl.DPOTrainer):
         self._signature_columns += missing
 
     def compute_ref_log_probs(self, model: nn.Module, inputs: dict[str, Any]) -> tuple[Tensor, Tensor]:
-        """Leaves out the extra columns, which the model's forward does not know."""
+        """Leaves out the extra columns, which the model's forward does not know.
+
+        With `precompute_ref_log_probs` TRL's constructor comes here, which makes it the first pass through the model.
+        """
+        if self._plugin_losses is None:
+            keep_gradients_on_cpu(self.model)
         return super().compute_ref_log_probs(model, {key: value for key, value in inputs.items() if key != "extras"})
 
     def compute_loss(
@@ -255,8 +243,8 @@ class DPOTrainer(ResumesExactly, trl.DPOTrainer):
 
         batch = _make_batch(policy.output.log_probs, inputs, extras)
         plugin_loss = sum(
-            weight * check_losses(name, loss(batch, beta=self.beta, **keywords), batch.chosen_logps.numel()).mean()
-            for name, weight, loss, keywords in self._plugin_losses
+            weight * check_losses(name, loss(batch, beta=self.beta), batch.chosen_logps.numel()).mean()
+            for name, weight, loss in self._plugin_losses
         )
         return (result[0] + plugin_loss, result[1]) if return_outputs else result + plugin_loss
 
@@ -297,8 +285,8 @@ def _make_batch(log_probs: Tensor, inputs: Mapping[str, Tensor], extras: Mapping
     )
 
 
-def _trial_batch(extra_columns: list[str]) -> DPOBatch:
+def _trial_batch(extras: Mapping[str, Tensor]) -> DPOBatch:
     """Two made-up pairs."""
     logps = [torch.tensor([-3.0, -4.0 - number]).requires_grad_(number < 2) for number in range(4)]
     lengths = [torch.tensor([3, 2]), torch.tensor([2, 4])]
-    return DPOBatch(*logps, *lengths, {column: torch.ones(2) for column in extra_columns})
+    return DPOBatch(*logps, *lengths, extras)

@@ -2,16 +2,19 @@
 
 import json
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import torch
 from datasets import Dataset, IterableDataset
 from torch import Tensor
+from torch.utils._pytree import tree_leaves
 
 from ..data_checks import check_extra_columns, check_number
-from ..plugins import PluginError, accepted_keywords
+from ..plugins import KINDS, PluginError, accepted_keywords, check_signature, get_plugin
 
 Loss = Callable[..., Tensor]
+Losses = dict[str, Loss]
 
 
 def parse_loss_kwargs(value: dict[str, Any] | str | None) -> dict[str, Any]:
@@ -33,22 +36,93 @@ def parse_loss_kwargs(value: dict[str, Any] | str | None) -> dict[str, Any]:
     return dict(value or {})
 
 
-def keywords_taken(losses: Mapping[str, Loss], loss_kwargs: Mapping[str, Any]) -> set[str]:
-    """Return the names among `loss_kwargs` that at least one of the losses takes."""
-    return {key for loss in losses.values() for key in accepted_keywords(loss, loss_kwargs)}
-
-
-def check_trial(name: str, trial: Callable[[], Tensor], pairs: int) -> None:
-    """Call a loss on made-up pairs (`trial` does), so that its mistakes show before the model loads.
+def parse_columns(value: Sequence[str] | str | None) -> list[str]:
+    """Return `extra_columns` as a list; one name, or `null` in a YAML file, is taken as well.
 
     Raises:
-        PluginError: It fails, or returns anything but a differentiable tensor of shape (pairs,).
+        ValueError: It is anything else than names.
     """
-    try:
-        with torch.enable_grad():
-            check_losses(name, trial(), pairs)
-    except Exception as error:
-        raise PluginError(f"The loss {name!r} fails on a trial batch: {' '.join(str(error).split())}") from error
+    names = [value] if isinstance(value, str) else list(value or ())
+    if not all(isinstance(name, str) and name for name in names):
+        raise ValueError(f"extra_columns={value!r} must be names of dataset columns.")
+    return names
+
+
+def bind_losses(kind: str, names: Sequence[str], loss_kwargs: Mapping[str, Any], options: Mapping[str, Any]) -> Losses:
+    """Return the plugins in `names`, each with the keywords bound that it takes.
+
+    Args:
+        kind: The plugins' kind.
+        names: What `get_plugin` takes.
+        loss_kwargs: The user's keywords. At least one loss must take each of them.
+        options: Options of the trainer that reach the losses which take them.
+
+    Raises:
+        PluginError: A loss does not exist, is named twice, has a wrong signature or misses a keyword; or none of them
+            takes one.
+    """
+    if twice := sorted({name for name in names if names.count(name) > 1}):
+        raise PluginError(f"loss_type names {twice[0]!r} twice: name it once, and add up its loss_weights.")
+    losses = {name: get_plugin(kind, name) for name in names}
+    reserved = {*KINDS[kind].positional, *KINDS[kind].keywords}
+    taken = {key for loss in losses.values() for key in accepted_keywords(loss, loss_kwargs)} - reserved
+    if unused := [key for key in sorted(loss_kwargs) if key not in taken]:
+        is_beta = kind == "dpo_loss" and "beta" in unused
+        hint = " (beta is an option of its own: set `beta`)" if is_beta else ""
+        raise PluginError(
+            f"loss_kwargs {', '.join(map(repr, unused))}: no plugin loss in loss_type takes "
+            f"{'it' if len(unused) == 1 else 'them'}{hint}. The plugin losses are: {', '.join(names) or 'none'}."
+        )
+    bound = {}
+    for name, loss in losses.items():
+        keywords = accepted_keywords(loss, {**options, **loss_kwargs})
+        check_signature(kind, name, loss, keywords)
+        bound[name] = partial(loss, **keywords)
+    return bound
+
+
+def try_losses(losses: Losses, extra_columns: Sequence[str], call: Callable[[Loss, dict[str, Tensor]], Tensor]) -> None:
+    """Call losses on two made-up pairs, so that mistakes show before the model loads.
+
+    Args:
+        losses: As `bind_losses` returns them.
+        extra_columns: The dataset columns that they are given.
+        call: Calls a loss with extras, as the trainer does, on two pairs.
+
+    Raises:
+        PluginError: A loss fails, or returns anything but a differentiable tensor of shape (2,); or none of them
+            computes with one of the columns.
+    """
+    extras = {column: torch.ones(2).as_subclass(_Watched) for column in extra_columns}
+    for name, loss in losses.items():
+        try:
+            with torch.enable_grad():
+                check_losses(name, call(loss, extras), pairs=2)
+        except Exception as error:
+            raise PluginError(f"The loss {name!r} fails on a trial batch: {' '.join(str(error).split())}") from error
+    if unread := [column for column, values in extras.items() if not values.is_read]:
+        raise PluginError(
+            f"The column {unread[0]!r}: no loss in loss_type computes with extras[{unread[0]!r}]. Drop it from "
+            "extra_columns or from the dataset, rename it to one that a loss reads, or use a loss that reads it."
+        )
+
+
+class _Watched(Tensor):
+    """A tensor that notes when something is computed with it; a look at its shape is no computation."""
+
+    is_read = False
+
+    @classmethod
+    def __torch_function__(
+        cls, function: Callable[..., Any], types: Any, args: tuple = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        """Marks the watched tensors among the arguments, and returns plain tensors."""
+        if getattr(function, "__name__", "") != "__get__":  # of `shape`, `dtype` and the like
+            for leaf in tree_leaves((args, kwargs)):
+                if isinstance(leaf, cls):
+                    leaf.is_read = True
+        with torch._C.DisableTorchFunctionSubclass():
+            return function(*args, **(kwargs or {}))
 
 
 def check_losses(name: str, losses: Any, pairs: int) -> Tensor:

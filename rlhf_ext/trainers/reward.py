@@ -18,17 +18,17 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.trainer_utils import TrainOutput
 
 from ..losses.preference import centering
-from ..plugins import PluginError, accepted_keywords, get_plugin
 from ..pooling import pool_by_attention_mask
 from ..quantization import keep_gradients_on_cpu
 from ..reward_settings import RewardModelSettings
 from .plugin_losses import (
+    bind_losses,
     check_extras_of,
     check_losses,
-    check_trial,
     collate_with_extras,
-    keywords_taken,
+    parse_columns,
     parse_loss_kwargs,
+    try_losses,
 )
 from .resume import StopsWhenComplete
 from .reward_head import add_head_dropout, initialize_head, keep_in_float32, reward_head
@@ -92,9 +92,8 @@ class RewardConfig(trl.RewardConfig):
     def __post_init__(self) -> None:
         """Adds the checks of the losses, their keywords and the options of the head."""
         super().__post_init__()
-        for option in ("loss_type", "extra_columns"):
-            if isinstance(getattr(self, option), str):
-                setattr(self, option, [getattr(self, option)])
+        self.loss_type = [self.loss_type] if isinstance(self.loss_type, str) else self.loss_type
+        self.extra_columns = parse_columns(self.extra_columns)
         self.loss_kwargs = parse_loss_kwargs(self.loss_kwargs)
         if self.loss_weights is None:
             self.loss_weights = [1.0] * len(self.loss_type)
@@ -110,24 +109,12 @@ class RewardConfig(trl.RewardConfig):
         """Return the losses in `loss_type` with their keywords bound, each tried out on two pairs.
 
         Raises:
-            PluginError: A loss does not exist, has a wrong signature or fails; or a keyword fits none of them.
+            PluginError: A loss does not exist, has a wrong signature or fails; or none reads a keyword or a column.
         """
-        losses = {name: get_plugin("preference_loss", name) for name in self.loss_type}
-        unused = sorted(set(self.loss_kwargs) - keywords_taken(losses, self.loss_kwargs))
-        if unused:
-            raise PluginError(
-                f"loss_kwargs {', '.join(map(repr, unused))}: no loss in loss_type={self.loss_type} takes "
-                f"{'it' if len(unused) == 1 else 'them'}."
-            )
-        bound = {}
-        for name, loss in losses.items():
-            keywords = accepted_keywords(loss, self.loss_kwargs)
-            get_plugin("preference_loss", name, keywords)
-            bound[name] = partial(loss, **keywords)
-            extras = {column: torch.ones(2) for column in extra_columns}
-            scores = torch.tensor([1.0, -1.0], requires_grad=True), torch.tensor([0.5, 2.0], requires_grad=True)
-            check_trial(name, partial(bound[name], *scores, extras=extras), pairs=2)
-        return bound
+        losses = bind_losses("preference_loss", self.loss_type, self.loss_kwargs, options={})
+        scores = torch.tensor([1.0, -1.0], requires_grad=True), torch.tensor([0.5, 2.0], requires_grad=True)
+        try_losses(losses, extra_columns, lambda loss, extras: loss(*scores, extras=extras))
+        return losses
 
 
 class RewardTrainer(StopsWhenComplete, trl.RewardTrainer):

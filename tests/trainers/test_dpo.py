@@ -2,6 +2,7 @@
 
 import math
 
+import bitsandbytes
 import pytest
 import torch
 import trl
@@ -29,6 +30,12 @@ def remember(batch, *, beta):
     """A loss that keeps the batches it is called with."""
     SEEN.append(batch)
     return -(batch.chosen_logps - batch.rejected_logps) * batch.extras.get("margin", 1.0)
+
+
+def looks_at_shapes(batch, *, beta):
+    """A loss that checks the extras and computes nothing with them."""
+    assert {**batch.extras}["margin"].shape == batch.chosen_logps.shape
+    return batch.rejected_logps - batch.chosen_logps
 
 
 def wrong_shape(batch, *, beta):
@@ -221,6 +228,29 @@ def test_evaluation_before_training_on_a_4_bit_base_leaves_the_gradients_as_they
     assert losses[0] == losses[1]
 
 
+def test_reference_precomputed_on_a_4_bit_base_leaves_the_gradients_as_they_are(
+    tmp_path, model_name, preferences, monkeypatch
+):
+    """TRL precomputes in its constructor: layers must not be repacked even then, also on a CPU that would."""
+    passes = []
+
+    def forward(layer, inputs):
+        passes.append(layer.support_avx512bf16_for_cpu)
+        return untouched(layer, inputs)
+
+    untouched = bitsandbytes.nn.Linear4bit.forward
+    monkeypatch.setattr(bitsandbytes.nn.Linear4bit, "forward", forward)
+    monkeypatch.setattr(bitsandbytes.nn.modules, "has_avx512bf16", lambda: True)
+    DPOTrainer(
+        model_name,
+        args=config(tmp_path, loss_type="simpo", precompute_ref_log_probs=True),
+        train_dataset=preferences,
+        quantization_config=BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_compute_dtype=torch.float32),
+        peft_config=LoraConfig(r=4, target_modules="all-linear", task_type="CAUSAL_LM"),
+    )
+    assert passes and not any(passes)
+
+
 def test_pretrained_adapter_is_its_own_reference(tmp_path, model_name, preferences):
     """TRL keeps a frozen copy of the adapter as reference: rewards start at 0, which the base would not give."""
     SEEN.clear()
@@ -277,8 +307,14 @@ def test_loss_that_returns_the_wrong_thing(loss, message, tmp_path):
     ("options", "message"),
     [
         ({"loss_type": "simpoo"}, "Did you mean 'simpo'"),
-        ({"loss_type": "cdpo", "loss_kwargs": {"smoothing": 0.1}}, "no loss .* takes it"),
-        ({"loss_type": "sigmoid", "loss_kwargs": {"gamma": 0.1}}, "loss_kwargs reach plugin losses only"),
+        ({"loss_type": "cdpo", "loss_kwargs": {"smoothing": 0.1}}, "no plugin loss in loss_type takes it"),
+        ({"loss_type": "sigmoid", "loss_kwargs": {"gamma": 0.1}}, "takes it. The plugin losses are: none"),
+        ({"loss_type": ["simpo", "simpo"]}, "names 'simpo' twice: name it once, and add up its loss_weights"),
+        ({"loss_type": "simpo", "extra_columns": ["margin"]}, r"no loss in loss_type computes with extras\['margin'\]"),
+        ({"loss_type": ["odpo", "simpo"], "extra_columns": ["margin", "weight"]}, "The column 'weight': no loss"),
+        ({"loss_type": f"{__name__}:looks_at_shapes", "extra_columns": ["margin"]}, "The column 'margin': no loss"),
+        ({"loss_type": "odpo", "extra_columns": [3]}, "must be names of dataset columns"),
+        ({"f_alpha_divergence_coef": 0.3}, "0.3 has no effect under f_divergence_type='reverse_kl': set f_divergence"),
         ({"loss_type": "simpo", "loss_kwargs": {"beta": 2.0}}, "beta is an option of its own"),
         ({"loss_type": "sigmoid", "label_smoothing": 0.1}, "use loss_type='cdpo'"),
         ({"loss_type": "simpo", "label_smoothing": 0.1}, "no effect on the loss 'simpo'"),
@@ -312,6 +348,10 @@ def test_option_without_effect_is_refused(options, message, tmp_path):
         {"loss_type": "sigmoid", "f_divergence_type": "js_divergence", "use_weighting": True},
         {"loss_type": ["simpo", "cdpo"], "loss_kwargs": {"gamma": 1.0, "label_smoothing": 0.3}},
         {"loss_type": "simpo", "loss_kwargs": '{"gamma": 1.0}'},
+        {"loss_type": "simpo", "extra_columns": None},
+        {"loss_type": ["simpo", "odpo"], "extra_columns": ["margin"]},
+        {"loss_type": f"{__name__}:remember", "extra_columns": ["margin"]},
+        {"f_divergence_type": "alpha_divergence", "f_alpha_divergence_coef": 0.3},
     ],
 )
 def test_option_with_effect_is_accepted(options, tmp_path):
@@ -321,8 +361,8 @@ def test_option_with_effect_is_accepted(options, tmp_path):
 def test_label_smoothing_option_reaches_the_plugin(tmp_path):
     args = config(tmp_path, loss_type=["cdpo", "simpo"], label_smoothing=0.2, loss_kwargs={"gamma": 1.0})
     losses = args.plugin_losses()
-    assert args.keywords_for(losses["cdpo"]) == {"label_smoothing": 0.2}
-    assert args.keywords_for(losses["simpo"]) == {"gamma": 1.0}
+    assert losses["cdpo"].keywords == {"label_smoothing": 0.2}
+    assert losses["simpo"].keywords == {"gamma": 1.0}
 
 
 def test_plugin_by_a_name_of_trl_is_ambiguous(tmp_path, monkeypatch):
@@ -369,9 +409,9 @@ def test_evaluation_set_named_train_does_not_hide_the_training_set(tmp_path, pre
 
 
 def test_missing_extra_column_is_refused_before_the_model_loads(tmp_path, preferences: Dataset):
-    args = config(tmp_path, loss_type=f"{__name__}:remember", extra_columns=["marign"])
-    with pytest.raises(DataError, match="no column 'marign'"):
-        DPOTrainer("/no/such/model", args=args, train_dataset=preferences)
+    args = config(tmp_path, loss_type="odpo", extra_columns=["margin"])
+    with pytest.raises(DataError, match="no column 'margin'"):
+        DPOTrainer("/no/such/model", args=args, train_dataset=preferences.remove_columns("margin"))
 
 
 def test_trl_losses_are_those_of_the_installed_trl(tmp_path, model_name, preferences):

@@ -31,10 +31,13 @@ from rlhf_ext.ai_feedback import ChoiceError
 from rlhf_ext.arguments import DEMO, ArgumentError, parse_options
 from rlhf_ext.constitution import Constitution, ConstitutionError, read_constitution
 from rlhf_ext.data_checks import DataError
+from rlhf_ext.data_files import is_local
 from rlhf_ext.demo.constitution import CONSTITUTION, demo_critic, gold_metrics
 from rlhf_ext.demo.data import prompt_dataset
 from rlhf_ext.errors import one_line_errors
+from rlhf_ext.evaluation.options import check_quantization
 from rlhf_ext.evaluation.revisions import page, table_rows
+from rlhf_ext.output_files import lock_folder, write_jsonl, write_whole
 from rlhf_ext.policy_loading import load_policy
 from rlhf_ext.prompts import load_prompts
 from rlhf_ext.run_folder import free_output_dir
@@ -49,8 +52,6 @@ from rlhf_ext.transcripts import (
     sft_rows,
     summary,
     transcribe_all,
-    write_rows,
-    write_whole,
 )
 
 OUTPUT_DIR = "runs/constitutional"
@@ -114,8 +115,7 @@ class ConstitutionalArguments:
             raise ValueError(f"--top_p must be above 0 and at most 1, not {self.top_p}.")
         if not 0.5 <= self.min_confidence <= 1:
             raise ValueError(f"--min_confidence must be from 0.5 to 1, not {self.min_confidence}.")
-        if self.load_in_8bit and self.load_in_4bit:
-            raise ValueError("--load_in_8bit and --load_in_4bit exclude each other: drop one.")
+        check_quantization(self.load_in_8bit, self.load_in_4bit)
 
 
 def main(args: ConstitutionalArguments) -> None:
@@ -124,6 +124,11 @@ def main(args: ConstitutionalArguments) -> None:
         raise ArgumentError("generation is not spread over processes: launch it with --num_processes 1.")
     constitution, prompts = _constitution(args), _prompts(args)
     folder = Path(free_output_dir(args.output_dir, OUTPUT_DIR))
+    with lock_folder(folder):
+        _run(args, constitution, prompts, folder)
+
+
+def _run(args: ConstitutionalArguments, constitution: Constitution, prompts: Prompts, folder: Path) -> None:
     options = {name: getattr(args, name) for name in MODEL_OPTIONS}
     settings = RevisionSettings(
         args.rounds, args.max_new_tokens, args.temperature, args.top_p, args.batch_size, args.seed
@@ -134,18 +139,14 @@ def main(args: ConstitutionalArguments) -> None:
     )
     if done:
         print(f"{folder}: going on after {len(done)} of {len(prompts.messages)} prompts.")
-    if args.model_name_or_path is None:
-        demo_critic(folder / "critic", seed=args.seed)
-        options["model_name_or_path"] = str(folder / "critic")
-    model, tokenizer = load_policy(
-        options["model_name_or_path"],
-        dtype=args.dtype,
-        load_in_8bit=args.load_in_8bit,
-        load_in_4bit=args.load_in_4bit,
-    )
+    name = options.pop("model_name_or_path")
+    if name is None:
+        name = str(folder / "critic")
+        demo_critic(name, seed=args.seed)
+    model, tokenizer = load_policy(name, **options)
     if tokenizer.chat_template is None:
         fix = "Name an instruction-tuned model, or one that recipes/sft.py has taught to chat."
-        raise ArgumentError(f"--model_name_or_path {args.model_name_or_path}: it has no chat template. {fix}")
+        raise ArgumentError(f"--model_name_or_path {name}: it has no chat template. {fix}")
     reviser = Reviser(model, tokenizer, constitution, settings)
     transcripts = transcribe_all(reviser, prompts, folder, done)
     held_out = gold_metrics(reviser, transcripts, HELD_OUT) if args.dataset_name is None else {}
@@ -164,6 +165,13 @@ def _constitution(args: ConstitutionalArguments) -> Constitution:
 
 def _prompts(args: ConstitutionalArguments) -> Prompts:
     """Return the prompts as conversations; plain text becomes a user's message."""
+    if args.dataset_name is None or is_local(args.dataset_name):
+        default = type(args)()
+        of_the_hub = ("dataset_config", "dataset_train_split")
+        unused = [f"--{name}" for name in of_the_hub if getattr(args, name) != getattr(default, name)]
+        if unused:
+            kind = "a local file" if args.dataset_name else "the embedded demo"
+            raise ArgumentError(f"{', '.join(unused)} has no effect on {kind}: drop it.")
     if args.dataset_name is None:
         rows = prompt_dataset("train", seed=args.seed, size=args.max_prompts)["prompt"][:]
         return Prompts(rows, range(1, len(rows) + 1), DEMO)
@@ -189,8 +197,8 @@ def _save(transcripts: list[Transcript], gold: dict[str, float], folder: Path, a
     results = {"prompts": len(transcripts), "sft_rows": len(demonstrations), "preference_rows": len(pairs)}
     results |= {f"preference_rows_{kind}": sum(row["source"] == kind for row in pairs) for kind in SOURCES}
     results |= summary(transcripts) | gold
-    write_rows(folder / "sft.jsonl", demonstrations)
-    write_rows(folder / "preferences.jsonl", pairs)
+    write_jsonl(folder / "sft.jsonl", demonstrations)
+    write_jsonl(folder / "preferences.jsonl", pairs)
     write_whole(folder / "report.html", page(transcripts, results))
     # Last: what marks the run as finished.
     write_whole(folder / "all_results.json", json.dumps(results, indent=4, sort_keys=True))

@@ -38,6 +38,7 @@ from rlhf_ext.evaluation.report import Evaluation
 from rlhf_ext.evaluation.reward_run import evaluate_reward_models
 from rlhf_ext.evaluation.statistics import MetricError
 from rlhf_ext.formatting import InputError
+from rlhf_ext.pipeline import LAUNCHED
 from rlhf_ext.plugins import PluginError
 from rlhf_ext.reward_loading import RewardModelError
 from rlhf_ext.run_folder import free_output_dir
@@ -59,6 +60,8 @@ def main(data: EvaluationOptions, reward: RewardOptions, policy: PolicyOptions) 
     """Check everything, then evaluate policies if one is named, else reward models."""
     if int(os.environ.get("RANK", "0")) > 0:  # the work is not spread over processes
         return
+    for name in LAUNCHED:
+        os.environ.pop(name, None)  # and the first one must not wait for the others
     is_policy = policy.policy is not None
     refuse_all(reward if is_policy else policy, "with --policy" if is_policy else "without --policy")
     output_dir = Path(free_output_dir(data.output_dir, OUTPUT_DIR))

@@ -9,12 +9,11 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from torch.nn.utils.rnn import pad_sequence
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from .constitution import CHOICES, Constitution, Conversation, Principle
-from .formatting import InputError, Place
-from .generation import encode_prompt
+from .formatting import Place
+from .generation import Prompt, check_room, encode_prompt, next_token_logps
 
 Pair = tuple[Conversation, str, str, Principle]
 
@@ -57,35 +56,47 @@ def ai_preference(straight: tuple[float, float], swapped: tuple[float, float]) -
     return Preference((1 + math.tanh(half)) / 2, (d1 + d2) / 2, d1 * d2 < 0)
 
 
-def choice_tokens(tokenizer: PreTrainedTokenizerBase, choices: Sequence[str] = CHOICES) -> list[list[int]]:
-    """Return, for each choice, the tokens that it may begin with: at once or after a space.
+def choice_tokens(
+    tokenizer: PreTrainedTokenizerBase, choices: Sequence[str] = CHOICES
+) -> tuple[list[int], list[list[int]]]:
+    """Return the tokens that all choices begin with, mostly none, and those by which each of them goes on.
+
+    A choice may be spelled at once or after a space, each with a token of its own. Some tokenizers spell a digit as a
+    token for the space and one for the digit: there the first is what all choices begin with.
 
     Raises:
-        ChoiceError: A choice begins with no token that is its own.
+        ChoiceError: Even so a choice has no token of its own.
     """
-    first = [
-        {tokenizer.encode(spelling, add_special_tokens=False)[0] for spelling in (choice, f" {choice}")}
-        for choice in choices
-    ]
-    own = [tokens.difference(*(first[:index] + first[index + 1 :])) for index, tokens in enumerate(first)]
-    for choice, tokens in zip(choices, own, strict=True):
-        if not tokens:
-            raise ChoiceError(
-                f"the tokenizer spells the choice {choice!r} with the same first token as another one, so their "
-                "probabilities cannot be compared: use another model for the comparisons."
-            )
-    return [sorted(tokens) for tokens in own]
+    at_once, after_space = (
+        [tokenizer.encode(f"{before}{choice}", add_special_tokens=False) for choice in choices] for before in ("", " ")
+    )
+    own = _own([{ids[0] for ids in spelled} for spelled in zip(at_once, after_space, strict=True)])
+    begin = {ids[0] for ids in at_once}
+    if all(own):
+        return [], own
+    if len(begin) == 1 and all(own := _own([set(ids[1:2]) for ids in at_once])):
+        return [*begin], own
+    problem = f"the tokenizer spells the choice {choices[own.index([])]!r} with the same first token as another one"
+    fix = "use another model for the comparisons"
+    raise ChoiceError(f"{problem}, so their probabilities cannot be compared: {fix}.")
+
+
+def _own(tokens: Sequence[set[int]]) -> list[list[int]]:
+    """Return, of each set, the tokens that are in no other."""
+    return [sorted(part.difference(*(tokens[:index] + tokens[index + 1 :]))) for index, part in enumerate(tokens)]
 
 
 def choice_logps(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
-    conversations: Sequence[Conversation],
+    conversations: Sequence[Prompt],
     *,
     batch_size: int,
     choices: Sequence[str] = CHOICES,
 ) -> Tensor:
     """Return the log-probability that the model's reply begins with each of the choices.
+
+    Where all choices begin with the same token, it is that of the reply given that token.
 
     Returns:
         Shape (N, C), float32, on the CPU.
@@ -94,19 +105,16 @@ def choice_logps(
         ChoiceError: The choices cannot be told apart.
         InputError: A conversation cannot be tokenized, or is longer than the model can read; it names which.
     """
-    tokens = choice_tokens(tokenizer, choices)
-    context = getattr(model.config.get_text_config(), "max_position_embeddings", None)
-    ids = [encode_prompt(tokenizer, text, Place("conversations", row)) for row, text in enumerate(conversations)]
-    for row, text in enumerate(ids):
-        if context is not None and len(text) >= context:
-            problem = f"its comparison has {len(text)} tokens, and the model can read {context}. Shorten the answers."
-            raise InputError(problem, Place("conversations", row))
+    begin, tokens = choice_tokens(tokenizer, choices)
+    texts = (encode_prompt(tokenizer, text, Place("conversations", row)) for row, text in enumerate(conversations))
+    ids = [torch.cat([text, torch.tensor(begin, dtype=text.dtype)]) for text in texts]
+    check_room(model, ids, 1, "conversations")
     # Batches of one length have little padding.
     order = sorted(range(len(ids)), key=lambda index: len(ids[index]))
     logps = torch.empty(len(ids), len(choices))
     for start in range(0, len(ids), batch_size):
         rows = order[start : start + batch_size]
-        next_token = _next_token_logps(model, tokenizer, [ids[row] for row in rows])  # (B, V)
+        next_token = next_token_logps(model, tokenizer, [ids[row] for row in rows])  # (B, V)
         logps[rows] = torch.stack([next_token[:, group].logsumexp(dim=1) for group in tokens], dim=1).cpu()
     return logps
 
@@ -129,25 +137,3 @@ def compare(
     swapped = [constitution.comparison(prompt, second, first, principle) for prompt, first, second, principle in pairs]
     logps = choice_logps(model, tokenizer, straight + swapped, batch_size=batch_size).tolist()
     return [ai_preference(*both) for both in zip(logps[: len(pairs)], logps[len(pairs) :], strict=True)]
-
-
-@torch.no_grad()
-def _next_token_logps(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, ids: Sequence[Tensor]) -> Tensor:
-    """Return the log-probabilities of the token after each text, shape (B, V); texts of shape (T,)."""
-    pad = tokenizer.pad_token_id or 0  # any token will do, as padding is masked
-    padded = pad_sequence(list(ids), batch_first=True, padding_value=pad, padding_side="left")
-    mask = pad_sequence([torch.ones_like(row) for row in ids], batch_first=True, padding_side="left")
-    # Generating one token is one pass, for which every architecture gets the positions that padding calls for.
-    output = model.generate(
-        input_ids=padded.to(model.device),
-        attention_mask=mask.to(model.device),
-        do_sample=False,
-        temperature=None,
-        top_p=None,
-        top_k=None,
-        max_new_tokens=1,
-        pad_token_id=pad,
-        output_logits=True,
-        return_dict_in_generate=True,
-    )
-    return output.logits[0].float().log_softmax(dim=-1)

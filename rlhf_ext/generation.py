@@ -8,10 +8,11 @@ from typing import Any
 
 import torch
 from jinja2 import TemplateError
+from peft import PeftModel
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 from tqdm.auto import tqdm
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from .formatting import InputError, Place
 
@@ -72,8 +73,9 @@ def generate(
 ) -> list[str]:
     """Return one completion per prompt, in their order.
 
-    By default it is sampled from the model's whole distribution. The model's mode, the tokenizer and the global random
-    state are left as they were. Sampled completions depend on `batch_size`, as all of a batch share one random state.
+    By default it is sampled from the model's whole distribution: of a model's own generation configuration only the
+    special tokens count. The model's mode, the tokenizer and the global random state are left as they were. Sampled
+    completions depend on `batch_size`, as all of a batch share one random state.
 
     Args:
         model: A causal language model, quantized or with adapters too.
@@ -113,7 +115,7 @@ def generate_tokens(
         InputError: As in `generate`.
     """
     token_ids = [encode_prompt(tokenizer, prompt, Place("prompts", i)) for i, prompt in enumerate(prompts)]
-    _check_room(model, token_ids, decoding.max_new_tokens)
+    check_room(model, token_ids, decoding.max_new_tokens, "prompts")
     completions: list[Tensor] = []
     with (
         _evaluation_mode(model),
@@ -160,41 +162,77 @@ def context_length(model: PreTrainedModel) -> float:
     return getattr(model.config.get_text_config(), "max_position_embeddings", None) or math.inf
 
 
-def _check_room(model: PreTrainedModel, token_ids: Sequence[Tensor], max_new_tokens: int) -> None:
+def check_room(model: PreTrainedModel, token_ids: Sequence[Tensor], max_new_tokens: int, column: str) -> None:
+    """Check that the model can read each text and as many tokens more.
+
+    Raises:
+        InputError: It cannot; the place is that of the text in `column`.
+    """
+    context = context_length(model)
     for index, ids in enumerate(token_ids):
-        if len(ids) + max_new_tokens > context_length(model):
-            raise InputError(
-                f"it has {len(ids)} tokens, and with max_new_tokens={max_new_tokens} more than the "
-                f"{context_length(model)} that the model can read. Shorten it, or lower max_new_tokens.",
-                Place("prompts", index),
-            )
+        if len(ids) + max_new_tokens > context:
+            fix = "Shorten it, or lower max_new_tokens." if max_new_tokens > 1 else "Shorten it."
+            problem = f"it has {len(ids)} tokens, and with max_new_tokens={max_new_tokens} more than the {context}"
+            raise InputError(f"{problem} that the model can read. {fix}", Place(column, index))
 
 
 def _complete(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, token_ids: Sequence[Tensor], decoding: Decoding
 ) -> list[Tensor]:
+    sampled = decoding.temperature > 0
+    settings = {"temperature": decoding.temperature, "top_k": decoding.top_k, "top_p": decoding.top_p}
+    settings = {"do_sample": sampled, "max_new_tokens": decoding.max_new_tokens, **(settings if sampled else {})}
+    output = _generate(model, tokenizer, token_ids, **settings)
+    ends = model.generation_config.eos_token_id
+    ends = torch.tensor([] if ends is None else ends, dtype=torch.long).reshape(-1)
+    written = output.sequences[:, max(map(len, token_ids)) :].cpu()
+    return [_until_end(row, ends) for row in written]
+
+
+@torch.no_grad()
+def next_token_logps(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, token_ids: Sequence[Tensor]) -> Tensor:
+    """Return the log-probabilities of the token after each text, shape (B, V), float32.
+
+    Args:
+        model: A causal language model.
+        tokenizer: Its tokenizer.
+        token_ids: Texts, each of shape (T,).
+    """
+    # Generating one token is one pass, for which every architecture gets the positions that padding calls for.
+    output = _generate(model, tokenizer, token_ids, do_sample=False, max_new_tokens=1, output_logits=True)
+    return output.logits[0].float().log_softmax(dim=-1)
+
+
+def _generate(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, token_ids: Sequence[Tensor], **settings: Any
+) -> Any:
+    """Run `model.generate` on texts of different lengths, with these settings and none of the model's own."""
     pad = tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id
     pad = 0 if pad is None else pad  # any token will do, as padding is masked
     ones = [torch.ones_like(ids) for ids in token_ids]
-    input_ids = pad_sequence(token_ids, batch_first=True, padding_value=pad, padding_side="left").to(model.device)
-    mask = pad_sequence(ones, batch_first=True, padding_side="left").to(model.device)
-    sampled = decoding.temperature > 0
-    output = model.generate(
-        input_ids=input_ids,
-        attention_mask=mask,
-        do_sample=sampled,
-        temperature=decoding.temperature if sampled else None,
-        top_k=decoding.top_k if sampled else None,
-        top_p=decoding.top_p if sampled else None,
-        repetition_penalty=1.0,  # some models come with another one, which nobody asked for here
-        num_beams=1,
-        max_new_tokens=decoding.max_new_tokens,
-        pad_token_id=pad,
-        use_cache=True,
-    )
-    ends = model.generation_config.eos_token_id
-    ends = torch.tensor([] if ends is None else ends, dtype=torch.long).reshape(-1)
-    return [_until_end(row, ends) for row in output[:, input_ids.shape[1] :].cpu()]
+    input_ids = pad_sequence(list(token_ids), batch_first=True, padding_value=pad, padding_side="left")
+    mask = pad_sequence(ones, batch_first=True, padding_side="left")
+    with _special_tokens_only(model):
+        return model.generate(
+            input_ids=input_ids.to(model.device),
+            attention_mask=mask.to(model.device),
+            pad_token_id=pad,
+            return_dict_in_generate=True,
+            **settings,
+        )
+
+
+@contextmanager
+def _special_tokens_only(model: nn.Module) -> Iterator[None]:
+    """Put aside what a model asks for itself: penalties, minima, filters. `generate` adds it to what it is told."""
+    owner = model.get_base_model() if isinstance(model, PeftModel) else model
+    own = owner.generation_config
+    tokens = {name: getattr(own, name) for name in ("bos_token_id", "eos_token_id", "pad_token_id")}
+    owner.generation_config = GenerationConfig(**tokens)
+    try:
+        yield
+    finally:
+        owner.generation_config = own
 
 
 def _until_end(completion: Tensor, ends: Tensor) -> Tensor:

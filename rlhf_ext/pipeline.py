@@ -17,14 +17,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock, Timeout
-
 from .arguments import ArgumentError
+from .output_files import lock_folder, write_whole
 from .run_folder import last_complete_checkpoint
 
 STATE_FILE = "pipeline.json"
 RECIPES = Path(__file__).parents[1] / "recipes"
 DIE_WITH_PARENT = 1  # PR_SET_PDEATHSIG of Linux
+GOODBYE = 10  # seconds that a phase gets after Ctrl-C, in case it was sent to this process alone
+# What a launcher tells each of its processes. A process without it works alone, and waits for no other.
+LAUNCHED = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE")
+CONTENTS = "contents of "  # begins a setting that is the hash of a file
 
 
 class PhaseError(RuntimeError):
@@ -39,7 +42,7 @@ class Phase:
         name: Of the phase, and of its folder in the output folder.
         recipe: File name of the recipe.
         options: Its command line, without output folder.
-        trains: Whether the recipe leaves checkpoints to resume from.
+        trains: Whether the recipe leaves checkpoints to resume from, and runs in all processes of the launcher.
     """
 
     name: str
@@ -69,8 +72,8 @@ class Pipeline:
         self.is_main = int(os.environ.get("RANK", "0")) == 0
         self._path = self.output_dir / STATE_FILE
         if self.is_main:
-            self._lock = _lock(self.output_dir)
-        self.state = json.loads(self._path.read_text(encoding="utf-8")) if self._path.is_file() else {}
+            self._lock = lock_folder(self.output_dir)
+        self.state = read_state(self.output_dir) if self._path.is_file() else {}
         self._check_settings(dict(settings))
 
     def run(self) -> None:
@@ -95,6 +98,9 @@ class Pipeline:
             seconds = round(time.monotonic() - start, 1)
             self.state["phases"][phase.name] = {"command": shlex.join(command), "seconds": seconds}
             self._save()
+
+    def finish(self) -> None:
+        """Mark the run as finished, once all that it leaves is written: from then on the command starts another."""
         self.state["finished"] = True
         self._save()
 
@@ -105,34 +111,35 @@ class Pipeline:
             _set_aside(folder)  # what was left before the first checkpoint is of no use
         options = ["--resume_from_checkpoint", "true"] if resume else []
         environment = dict(os.environ)
-        if "MASTER_PORT" in environment:  # every process starts its part of the phase, and these meet at a new place
+        if not phase.trains:
+            if not self.is_main:
+                return
+            environment = {name: value for name, value in environment.items() if name not in LAUNCHED}
+        elif "MASTER_PORT" in environment:  # all processes start their part of the phase, and meet at a new place
             environment["MASTER_PORT"] = str(int(environment["MASTER_PORT"]) + 1 + number)
             environment["TORCHELASTIC_USE_AGENT_STORE"] = "False"
-        if run_recipe([str(RECIPES / phase.recipe), *command[1:], *options], environment):
-            raise PhaseError(
-                f"phase {phase.name} ended with an error (above). Mend it, and give the same command again."
-            )
+        status = run_recipe([str(RECIPES / phase.recipe), *command[1:], *options], environment)
+        if status:
+            raise PhaseError(f"phase {phase.name} {_how_it_ended(status)}")
 
     def _check_settings(self, settings: dict[str, Any]) -> None:
         settings = json.loads(json.dumps(settings))
         begun = self.state.get("settings")
         if begun is not None and begun != settings:
             changed = sorted(name for name in begun.keys() | settings.keys() if begun.get(name) != settings.get(name))
-            was = ", ".join(f"{name}={begun.get(name)!r}" for name in changed)
+            files = [f"{name.removeprefix(CONTENTS)} has changed" for name in changed if name.startswith(CONTENTS)]
+            was = [f"{name}={begun.get(name)!r}" for name in changed if not name.startswith(CONTENTS)]
             raise ArgumentError(
-                f"--output_dir {self.output_dir} holds a run with other settings ({was}). Repeat these to go on with "
-                "it, or choose another folder."
+                f"--output_dir {self.output_dir} holds a run with other settings ({', '.join([*was, *files])}). Repeat "
+                "these to go on with it, or choose another folder."
             )
         if begun is None:
             self.state = {"settings": settings, "phases": {}}
             self._save()
 
     def _save(self) -> None:
-        """Replace the file at once: it is either the old or the new one, whenever the process ends."""
         if self.is_main:
-            temporary = self._path.with_suffix(".new")
-            temporary.write_text(json.dumps(self.state, indent=2) + "\n", encoding="utf-8")
-            temporary.replace(self._path)
+            write_whole(self._path, json.dumps(self.state, indent=2) + "\n")
 
     def _print(self, line: str) -> None:
         if self.is_main:
@@ -149,37 +156,48 @@ def run_recipe(command: Sequence[str], environment: Mapping[str, str]) -> int:
     try:
         return process.wait()
     except KeyboardInterrupt:
-        process.wait()  # it got the signal too, and says goodbye
+        try:
+            process.wait(GOODBYE)  # mostly it got the signal too, and says goodbye
+        except subprocess.TimeoutExpired:
+            process.terminate()
+            process.wait()
         raise
 
 
-def unfinished_output_dir(output_dir: str, default: str, settings: Mapping[str, Any]) -> str:
-    """Return `output_dir`; of the default folder, the first number that is free or holds this run, unfinished."""
-    if output_dir != default:
-        return output_dir
+def read_state(output_dir: Path) -> dict[str, Any]:
+    """Return what `pipeline.json` says of the run in a folder: its `settings`, and the finished `phases`.
+
+    Raises:
+        ArgumentError: There is no such file, or it is damaged.
+    """
+    path = output_dir / STATE_FILE
+    try:
+        state = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ArgumentError(
+            f"{output_dir} holds no run of recipes/chatbot_rlhf.py: there is no {STATE_FILE}."
+        ) from None
+    except (OSError, ValueError):
+        state = None
+    if not isinstance(state, dict) or not all(isinstance(state.get(key), dict) for key in ("settings", "phases")):
+        raise ArgumentError(f"{path} is damaged: restore it, or remove it to begin again in this folder.")
+    return state
+
+
+def unfinished_output_dir(default: str, settings: Mapping[str, Any]) -> str:
+    """Return the default folder with the first number that is free or holds this run, unfinished.
+
+    Raises:
+        ArgumentError: The state of a run there is damaged.
+    """
     number, folder = 1, Path(default)
-    while (state := folder / STATE_FILE).is_file():
-        contents = json.loads(state.read_text(encoding="utf-8"))
-        if contents["settings"] == json.loads(json.dumps(settings)) and not contents.get("finished"):
+    while (folder / STATE_FILE).is_file():
+        state = read_state(folder)
+        if state["settings"] == json.loads(json.dumps(settings)) and not state.get("finished"):
             break
         number += 1
         folder = Path(f"{default}-{number}")
     return str(folder)
-
-
-def _lock(output_dir: Path) -> FileLock:
-    try:
-        output_dir.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(output_dir / ".lock")
-        lock.acquire(timeout=0)
-    except Timeout:
-        raise ArgumentError(f"another run works in --output_dir {output_dir}: wait, or choose another.") from None
-    except OSError as error:
-        reason = error.strerror or error
-        raise ArgumentError(
-            f"--output_dir {output_dir} cannot be written to ({reason}): choose another folder."
-        ) from error
-    return lock
 
 
 def _set_aside(folder: Path) -> None:
@@ -188,6 +206,15 @@ def _set_aside(folder: Path) -> None:
     while (aside := folder.with_name(f"{folder.name}.interrupted-{number}")).exists():
         number += 1
     folder.rename(aside)
+
+
+def _how_it_ended(status: int) -> str:
+    """Return what an exit status means: negative ones are signals, as in `subprocess`."""
+    if status > 0:
+        return "ended with an error (above). Mend it, and give the same command again."
+    killed = status == -signal.SIGKILL
+    hint = "; the system does that when memory runs out: try a smaller --batch_size" if killed else ""
+    return f"was ended by {signal.Signals(-status).name}{hint}. The same command goes on from its last checkpoint."
 
 
 def _die_with_parent() -> None:

@@ -15,6 +15,7 @@ from .arguments import ArgumentError
 from .constitution import Conversation
 from .data_checks import DataError
 from .formatting import InputError
+from .output_files import json_line, write_whole
 from .self_revision import Reviser, Transcript
 
 SOURCES = ("revision", "feedback")
@@ -70,7 +71,7 @@ def open_transcripts(folder: Path, settings: dict[str, Any], *, chunk_size: int,
         total: Prompts in all; the last chunk may be smaller.
 
     Raises:
-        ArgumentError: The folder holds a run with other settings.
+        ArgumentError: The folder holds a run with other settings, or more transcripts than there are prompts.
     """
     folder.mkdir(parents=True, exist_ok=True)
     settings = json.loads(json.dumps(settings))  # tuples become lists, as they are in the file
@@ -83,6 +84,9 @@ def open_transcripts(folder: Path, settings: dict[str, Any], *, chunk_size: int,
         return []
     lines = transcripts.read_bytes().splitlines(keepends=True)
     complete = len(lines) if not lines or lines[-1].endswith(b"\n") else len(lines) - 1
+    if complete > total:
+        problem = f"--output_dir {folder}: {TRANSCRIPTS} has {complete} lines for {total} prompts"
+        raise ArgumentError(f"{problem}, so something else wrote there too. Remove it, or choose another folder.")
     kept = lines[: complete if complete == total else complete - complete % chunk_size]
     os.truncate(transcripts, sum(map(len, kept)))
     return [json.loads(line) for line in kept]
@@ -91,7 +95,7 @@ def open_transcripts(folder: Path, settings: dict[str, Any], *, chunk_size: int,
 def append_transcripts(folder: Path, transcripts: Iterable[Transcript]) -> None:
     """Append the transcripts of a finished chunk, and return when they are on the disk."""
     with open(folder / TRANSCRIPTS, "ab") as file:
-        file.write("".join(map(_line, transcripts)).encode())
+        file.write("".join(map(json_line, transcripts)).encode())
         file.flush()
         os.fsync(file.fileno())
 
@@ -160,21 +164,6 @@ def summary(transcripts: Sequence[Transcript]) -> dict[str, float]:
     return {name: sum(values) / len(values) for name, values in measures.items() if values}
 
 
-def write_rows(path: Path, rows: Iterable[dict[str, Any]]) -> None:
-    """Write a .jsonl file, at once."""
-    write_whole(path, "".join(map(_line, rows)))
-
-
-def write_whole(path: Path, text: str) -> None:
-    """Write a file so that it is either there with all of the text or not at all."""
-    part = path.with_name(f"{path.name}.part")
-    with open(part, "w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    part.replace(path)
-
-
 def _check_settings(found: dict[str, Any], wanted: dict[str, Any], folder: Path) -> None:
     for name in wanted:
         if found.get(name) != wanted[name]:
@@ -192,10 +181,6 @@ def _change(before: str, after: str) -> float:
 
 def _last(transcript: Transcript) -> str:
     return transcript["rounds"][-1]["revision"]
-
-
-def _line(row: dict[str, Any]) -> str:
-    return json.dumps(row, ensure_ascii=False) + "\n"
 
 
 def _assistant(text: str) -> Conversation:

@@ -6,7 +6,8 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from transformers import AutoModelForCausalLM
+from tokenizers import Tokenizer, models, pre_tokenizers
+from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 
 from rlhf_ext.ai_feedback import ChoiceError, ai_preference, choice_logps, choice_tokens, compare
 from rlhf_ext.constitution import Constitution, Principle, Templates
@@ -88,14 +89,28 @@ def test_both_orders_are_asked_for(model, tokenizer):
 
 
 def test_choices_with_one_first_token_are_refused(tokenizer):
-    assert choice_tokens(tokenizer) == [
-        sorted(tokenizer.convert_tokens_to_ids([choice, f"Ġ{choice}"])) for choice in "AB"
-    ]
-    with pytest.raises(ChoiceError, match="spells the choice 'rice pot' with the same first token"):
-        choice_tokens(tokenizer, ("rice pot", "rice bowl"))
+    expected = [sorted(tokenizer.convert_tokens_to_ids([choice, f"Ġ{choice}"])) for choice in "AB"]
+    assert choice_tokens(tokenizer) == ([], expected)
+    with pytest.raises(ChoiceError, match="spells the choice 'rice' with the same first token"):
+        choice_tokens(tokenizer, ("rice", "rice bowl"))
+
+
+def test_digits_that_begin_with_a_token_for_the_space(model):
+    """As Llama 2 and Mistral spell them: "▁" and "1". The digit's probability is that after the space."""
+    tokens = ["<unk>", "▁", *"12345", "▁A", "▁B", "x", "A", "B"]
+    vocabulary = {token: number for number, token in enumerate(tokens)}
+    spelled = Tokenizer(models.BPE(vocabulary, [("▁", "A"), ("▁", "B")], unk_token="<unk>"))
+    spelled.pre_tokenizer = pre_tokenizers.Metaspace()
+    llama = PreTrainedTokenizerFast(tokenizer_object=spelled)
+    assert choice_tokens(llama, "12345") == ([1], [[2], [3], [4], [5], [6]])
+    assert choice_tokens(llama, "AB") == ([], [[7], [8]])
+    found = choice_logps(model, llama, ["x"], batch_size=1, choices="12345")
+    with torch.no_grad():
+        expected = model(torch.tensor([[*llama("x")["input_ids"], 1]])).logits[0, -1].log_softmax(-1)[2:7]
+    assert torch.allclose(found[0], expected, atol=1e-4)
 
 
 def test_comparison_longer_than_the_context_is_refused(model, tokenizer):
     conversations = [[{"role": "user", "content": text}] for text in ("Hi!", "How do I cook rice? " * 100)]
-    with pytest.raises(InputError, match=r"row 2 .*: its comparison has \d+ tokens, and the model can read 512"):
+    with pytest.raises(InputError, match=r"row 2 .*: it has \d+ tokens, and with max_new_tokens=1 more than the 512"):
         choice_logps(model, tokenizer, conversations, batch_size=2)

@@ -80,9 +80,17 @@ def test_the_whole_distribution_is_sampled(model, tokenizer):
 
 def test_a_model_s_own_sampling_defaults_do_not_count(model, tokenizer, prompts, monkeypatch):
     expected = generate(model, tokenizer, prompts, seed=5, max_new_tokens=8)
-    for name, value in {"top_k": 1, "top_p": 0.1, "temperature": 0.2, "repetition_penalty": 5.0}.items():
+    own = {"top_k": 1, "top_p": 0.1, "temperature": 0.2, "repetition_penalty": 5.0, "min_p": 0.9, "min_new_tokens": 8}
+    own |= {"no_repeat_ngram_size": 1, "suppress_tokens": [*range(5, 200)], "typical_p": 0.1, "num_beams": 2}
+    for name, value in own.items():
         monkeypatch.setattr(model.generation_config, name, value)
     assert generate(model, tokenizer, prompts, seed=5, max_new_tokens=8) == expected
+    assert model.generation_config.min_p == 0.9  # it is put back
+    adapted = get_peft_model(model, LoraConfig(r=1, target_modules=["q_proj"]))  # at first it changes nothing
+    try:
+        assert generate(adapted, tokenizer, prompts, seed=5, max_new_tokens=8) == expected
+    finally:
+        adapted.unload()
 
 
 def test_top_k_1_is_greedy(model, tokenizer, prompts):

@@ -1,52 +1,69 @@
 """`Pipeline` with phases that take a moment: killed, resumed, locked, refused."""
 
 import json
+import os
 import random
 import shlex
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
+import forked
 import pytest
 
 from rlhf_ext import pipeline
 from rlhf_ext.arguments import ArgumentError
 from rlhf_ext.pipeline import Phase, PhaseError, Pipeline, unfinished_output_dir
 
-# A recipe that counts to five, with a checkpoint at each step, and goes on from the last one.
+# A recipe that counts to a number, with a checkpoint at each step, and goes on from the last one.
 RECIPE = """
-import json, pathlib, sys, time
+import json, os, pathlib, sys, time
 options = dict(zip(sys.argv[1::2], sys.argv[2::2]))
 folder = pathlib.Path(options["--output_dir"])
 folder.mkdir(exist_ok=True)
+(folder / "pid").write_text(str(os.getpid()))
 if options.get("--fail"):
     sys.exit("error: this cannot work.")
+if options.get("--kill"):
+    os.kill(os.getpid(), int(options["--kill"]))
 total, step = 0, 0
 if "--resume_from_checkpoint" in options:
     last = max(folder.glob("checkpoint-*/trainer_state.json"), key=lambda path: int(path.parent.name[11:]))
     total, step = json.loads(last.read_text())
-while step < 5:
-    step += 1
-    total += step * int(options["--factor"])
-    time.sleep(float(options.get("--sleep", 0)))
-    checkpoint = folder / f"checkpoint-{step}"
-    checkpoint.mkdir(exist_ok=True)
-    (checkpoint / "new").write_text(json.dumps([total, step]))
-    (checkpoint / "new").rename(checkpoint / "trainer_state.json")
+try:
+    while step < int(options.get("--steps", 5)):
+        step += 1
+        total += step * int(options["--factor"])
+        time.sleep(float(options.get("--sleep", 0)))
+        checkpoint = folder / f"checkpoint-{step}"
+        checkpoint.mkdir(exist_ok=True)
+        (checkpoint / "new").write_text(json.dumps([total, step]))
+        (checkpoint / "new").rename(checkpoint / "trainer_state.json")
+        with open(folder.parent / "steps", "a") as steps:
+            steps.write(f"{folder.name} {step}\\n")
+except KeyboardInterrupt:
+    (folder / "goodbye").write_text("")
+    sys.exit(130)
 with open(folder.parent / "log", "a") as log:
     log.write(folder.name + "\\n")
 (folder / "result").write_text(str(total))
 """
+# What is in the braces of the last one: whether phases are processes of their own, as for users, or forks.
 PARENT = """
-import sys
+import importlib, resource, sys
 from rlhf_ext import pipeline
-from rlhf_ext.pipeline import Phase, Pipeline
-pipeline.RECIPES = pipeline.Path(sys.argv[1])
-phases = [Phase(str(n), "count.py", ("--factor", str(n), "--sleep", "0.05")) for n in (1, 2, 3)]
-Pipeline(sys.argv[2], {}, phases).run()
+from rlhf_ext.errors import one_line_errors
+recipes, folder, options, *prepare = sys.argv[1:]
+for line in prepare:
+    exec(line)
+pipeline.RECIPES = pipeline.Path(recipes)
+phases = [pipeline.Phase(str(n), "count.py", ("--factor", str(n), *options.split())) for n in (1, 2, 3)]
+with one_line_errors(pipeline.ArgumentError, pipeline.PhaseError):
+    run = pipeline.Pipeline(folder, {}, phases)
+    run.run()
+    run.finish()
 """
+AS_PROCESSES = "importlib.reload(pipeline)"  # undoes what `forked` does to save the imports
 
 
 @pytest.fixture
@@ -54,6 +71,7 @@ def recipes(tmp_path, monkeypatch):
     folder = tmp_path / "recipes"
     folder.mkdir()
     (folder / "count.py").write_text(RECIPE)
+    (folder / "parent.py").write_text(PARENT)
     monkeypatch.setattr(pipeline, "RECIPES", folder)
     return folder
 
@@ -73,31 +91,106 @@ def test_phases_run_in_order_once_and_the_commands_are_shown(recipes, tmp_path, 
     assert result(tmp_path / "run") == result(tmp_path / "run", "second") == "15"
     printed = capfd.readouterr().out
     assert "Phase 1 of 2, first: accelerate launch recipes/count.py --output_dir" in printed
-    Pipeline(tmp_path / "run", {"seed": 1}, phases).run()
+    again = Pipeline(tmp_path / "run", {"seed": 1}, phases)
+    again.run()
     assert (tmp_path / "run/log").read_text() == "first\nsecond\n"
     assert "Phase 2 of 2, second: finished before." in capfd.readouterr().out
+    assert "finished" not in json.loads((tmp_path / "run/pipeline.json").read_text())  # its summary is still to come
+    again.finish()
     state = json.loads((tmp_path / "run/pipeline.json").read_text())
     assert state["settings"] == {"seed": 1} and state["finished"]
     words = shlex.split(state["phases"]["second"]["command"])
     assert words[-2:] == ["--note", "two words"]
 
 
+def size(path):
+    return path.stat().st_size if path.is_file() else 0
+
+
+def until(condition, seconds=60):
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.002)
+
+
 def test_killed_at_ten_moments_it_ends_as_if_nothing_had_happened(recipes, tmp_path):
     """SIGKILL of the command alone: the phase that it has started must not go on behind its back."""
-    command = [sys.executable, "-c", PARENT, str(recipes), str(tmp_path / "run")]
-    rng = random.Random(time.time())
-    for _ in range(10):
-        process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
-        deadline = time.monotonic() + 60
-        while not (tmp_path / "run/1").is_dir() and process.poll() is None:
-            assert time.monotonic() < deadline
-            time.sleep(0.02)
-        time.sleep(rng.uniform(0, 0.5))
-        process.send_signal(signal.SIGKILL)
-        process.wait()
-    subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+    command = [recipes / "parent.py", recipes, tmp_path / "run", "--steps 30 --sleep 0.01"]
+    steps = tmp_path / "run/steps"
+    seed = random.randrange(10**6)
+    rng, killed = random.Random(seed), 0
+    print("seed", seed)  # shown where the test fails
+    while killed < 10:
+        before = size(steps)
+        process = forked.start(*command)
+        until(lambda before=before, process=process: size(steps) > before or not process.is_alive())
+        time.sleep(rng.uniform(0, 0.06))
+        killed += size(steps) > before and process.is_alive()
+        process.kill()
+        process.join()
+        assert process.exitcode != 0, "it was finished before it was killed ten times"
+    until(lambda: forked.run(*command).returncode == 0)  # the system may still be ending the last phase
+    assert [result(tmp_path / "run", phase) for phase in "123"] == ["465", "930", "1395"]
+    assert len(lines := steps.read_text().splitlines()) == len({*lines})  # no step was made twice
+    assert json.loads((tmp_path / "run/pipeline.json").read_text())["finished"]
+
+
+@pytest.mark.parametrize("also_to_the_phase", [True, False])
+def test_ctrl_c_ends_the_phase_too(recipes, tmp_path, also_to_the_phase):
+    """A terminal sends the signal to both, `kill` to one."""
+    options = "--steps 2000 --sleep 0.01"
+    arguments = [recipes, tmp_path / "run", options, AS_PROCESSES, "pipeline.GOODBYE = 0.2"]
+    process = forked.start(recipes / "parent.py", *arguments, folder=tmp_path)
+    until(lambda: size(tmp_path / "run/steps"))
+    phase = int((tmp_path / "run/1/pid").read_text())
+    os.kill(process.pid, signal.SIGINT)
+    if also_to_the_phase:
+        os.kill(phase, signal.SIGINT)
+    process.join(20)
+    assert process.exitcode == 130
+    assert (tmp_path / "run/1/goodbye").exists() == also_to_the_phase
+    assert not Path(f"/proc/{phase}").exists()
+    said = (tmp_path / "stderr").read_text()
+    assert said.startswith("interrupted") and "Traceback" not in said
+
+
+def test_full_disk_loses_nothing(recipes, tmp_path):
+    """The files of the phases fit, and those of one phase in the state of the run, but not of three."""
+    command = [recipes / "parent.py", recipes, tmp_path / "run", f"--note {'x' * 400}"]
+    done = forked.run(*command, "resource.setrlimit(resource.RLIMIT_FSIZE, (1200, 1200))")
+    assert done.returncode == 1 and "File too large" in done.stderr and "Traceback" not in done.stderr
+    assert 0 < len(json.loads((tmp_path / "run/pipeline.json").read_text())["phases"]) < 3
+    assert forked.run(*command).returncode == 0
     assert [result(tmp_path / "run", phase) for phase in "123"] == ["15", "30", "45"]
-    assert (tmp_path / "run/log").read_text().split() == ["1", "2", "3"]
+
+
+@pytest.mark.parametrize(
+    ("sent", "message"),
+    [
+        (signal.SIGKILL, "phase first was ended by SIGKILL; the system does that when memory runs out"),
+        (signal.SIGTERM, r"phase first was ended by SIGTERM\. The same command goes on"),
+    ],
+)
+def test_phase_that_was_killed_says_by_what(recipes, tmp_path, sent, message):
+    with pytest.raises(PhaseError, match=message):
+        Pipeline(tmp_path / "run", {}, [count("--kill", str(int(sent)))]).run()
+
+
+def test_only_training_is_spread_over_the_processes_of_a_launcher(recipes, tmp_path, monkeypatch):
+    environments = []
+    monkeypatch.setattr(pipeline, "run_recipe", lambda command, environment: environments.append(environment) or 0)
+    launched = {"RANK": "0", "WORLD_SIZE": "2", "LOCAL_RANK": "0", "MASTER_PORT": "4000"}
+    for name, value in launched.items():
+        monkeypatch.setenv(name, value)
+    phases = [count(name="first"), count(name="second"), Phase("evaluation", "count.py", (), trains=False)]
+    Pipeline(tmp_path / "run", {}, phases).run()
+    assert [environment.get("WORLD_SIZE") for environment in environments] == ["2", "2", None]
+    assert [environment["MASTER_PORT"] for environment in environments[:2]] == ["4001", "4002"]
+    monkeypatch.setenv("RANK", "1")
+    Pipeline(tmp_path / "other", {}, phases).run()
+    assert [environment["RANK"] for environment in environments[3:]] == ["1", "1"]
+    assert not (tmp_path / "other").exists()  # the first process writes
 
 
 def test_second_run_in_the_same_folder_is_refused(recipes, tmp_path):
@@ -110,14 +203,26 @@ def test_second_run_in_the_same_folder_is_refused(recipes, tmp_path):
 
 
 def test_other_settings_are_refused_and_named(recipes, tmp_path):
-    Pipeline(tmp_path / "run", {"seed": 1, "algorithm": "ppo"}, [])
+    settings = {"seed": 1, "algorithm": "ppo", "contents of a.yaml": "12ab"}
+    Pipeline(tmp_path / "run", settings, [])
     with pytest.raises(ArgumentError, match=r"a run with other settings \(seed=1\)\. Repeat these"):
-        Pipeline(tmp_path / "run", {"seed": 2, "algorithm": "ppo"}, [])
+        Pipeline(tmp_path / "run", settings | {"seed": 2}, [])
+    with pytest.raises(ArgumentError, match=r"a run with other settings \(a.yaml has changed\)\. Repeat these"):
+        Pipeline(tmp_path / "run", settings | {"contents of a.yaml": "34cd"}, [])
+
+
+@pytest.mark.parametrize("content", ["", "{", "[]", '{"settings": 1}'])
+def test_damaged_state_is_one_line(recipes, tmp_path, monkeypatch, content):
+    (tmp_path / "runs").mkdir()
+    (tmp_path / "runs/pipeline.json").write_text(content)
+    for read in (Pipeline, lambda folder, *_: unfinished_output_dir(str(folder), {})):
+        with pytest.raises(ArgumentError, match=r"pipeline\.json is damaged: restore it, or remove it to begin again"):
+            read(tmp_path / "runs", {}, [])
 
 
 def test_error_of_a_phase_ends_the_run_and_keeps_what_is_finished(recipes, tmp_path, capfd):
     failing = [count(name="first"), count("--fail", "yes", name="second")]
-    with pytest.raises(PhaseError, match="phase second ended with an error"):
+    with pytest.raises(PhaseError, match="phase second ended with an error \\(above\\)"):
         Pipeline(tmp_path / "run", {}, failing).run()
     assert "error: this cannot work." in capfd.readouterr().err
     Pipeline(tmp_path / "run", {}, [count(name="first"), count(name="second")]).run()
@@ -140,18 +245,20 @@ def test_what_was_left_before_a_checkpoint_is_set_aside(recipes, tmp_path):
     assert not (tmp_path / "run/first/all_results.json").exists()
 
 
-def test_folder_that_cannot_be_made_is_refused(tmp_path):
+@pytest.mark.parametrize("folder", ["file/run", "/proc/run"])
+def test_folder_that_cannot_be_written_to_is_refused(tmp_path, folder):
     (tmp_path / "file").write_text("")
     with pytest.raises(ArgumentError, match=r"cannot be written to \(.+\): choose another folder"):
-        Pipeline(tmp_path / "file/run", {}, [])
+        Pipeline(tmp_path / folder, {}, [])
 
 
 def test_default_folder_is_numbered_unless_this_run_is_unfinished_there(tmp_path, recipes, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    assert unfinished_output_dir("mine", "runs/x", {}) == "mine"
-    assert unfinished_output_dir("runs/x", "runs/x", {"seed": 1}) == "runs/x"
+    assert unfinished_output_dir("runs/x", {"seed": 1}) == "runs/x"
     begun = Pipeline("runs/x", {"seed": 1}, [count()])
-    assert unfinished_output_dir("runs/x", "runs/x", {"seed": 1}) == "runs/x"
-    assert unfinished_output_dir("runs/x", "runs/x", {"seed": 2}) == str(Path("runs/x-2"))
+    assert unfinished_output_dir("runs/x", {"seed": 1}) == "runs/x"
+    assert unfinished_output_dir("runs/x", {"seed": 2}) == str(Path("runs/x-2"))
     begun.run()
-    assert unfinished_output_dir("runs/x", "runs/x", {"seed": 1}) == str(Path("runs/x-2"))
+    assert unfinished_output_dir("runs/x", {"seed": 1}) == "runs/x"  # without its summary it is not finished
+    begun.finish()
+    assert unfinished_output_dir("runs/x", {"seed": 1}) == str(Path("runs/x-2"))

@@ -8,6 +8,7 @@ from rlhf_ext.ai_feedback import ChoiceError
 from rlhf_ext.arguments import ArgumentError
 from rlhf_ext.data_checks import DataError, check_preference_rows
 from rlhf_ext.formatting import InputError, Place
+from rlhf_ext.output_files import json_line
 from rlhf_ext.self_revision import RevisionSettings
 from rlhf_ext.transcripts import (
     Prompts,
@@ -96,11 +97,14 @@ def test_folder_goes_on_after_the_last_whole_chunk(tmp_path):
         (folder / "transcripts.jsonl").write_bytes(everything[:cut])
         found = open_transcripts(folder, SETTINGS, **options)
         assert found == rows[: everything[:cut].count(b"\n") // 2 * 2]
-        assert (folder / "transcripts.jsonl").read_bytes() == whole[: len("".join(map(_line, found)).encode())]
+        assert (folder / "transcripts.jsonl").read_bytes() == whole[: len("".join(map(json_line, found)).encode())]
 
 
-def _line(row):
-    return json.dumps(row, ensure_ascii=False) + "\n"
+def test_more_transcripts_than_prompts_are_refused(tmp_path):
+    open_transcripts(tmp_path, SETTINGS, chunk_size=2, total=3)
+    append_transcripts(tmp_path, [{}] * 4)
+    with pytest.raises(ArgumentError, match=r"transcripts.jsonl has 4 lines for 3 prompts, so something else wrote"):
+        open_transcripts(tmp_path, SETTINGS, chunk_size=2, total=3)
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,6 @@
 """Options of recipes/evaluate.py: what both of its jobs take, what only one does, and refusing those of the other."""
 
+import importlib.util
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
@@ -98,7 +99,8 @@ class PolicyOptions:
     load_in_4bit: bool = field(default=False, metadata={"help": "The same, to 4 bits."})
 
     def __post_init__(self) -> None:
-        """Refuse half of a best-of-n, or one that does not choose."""
+        """Refuse half of a best-of-n, or one that does not choose, and quantization that cannot be."""
+        check_quantization(self.load_in_8bit, self.load_in_4bit)
         if (self.best_of is None) != (self.best_of_model is None):
             raise ArgumentError("--best_of and --best_of_model have no effect without each other: name both.")
         if self.best_of is not None and self.best_of < 2:
@@ -114,6 +116,19 @@ class PolicyOptions:
             return Decoding(self.max_new_tokens, self.temperature, self.top_p, self.top_k, seed)
         except ValueError as error:
             raise ArgumentError(f"--{error}") from error
+
+
+def check_quantization(load_in_8bit: bool, load_in_4bit: bool) -> None:
+    """Refuse to quantize a model twice, or without the library that does it.
+
+    Raises:
+        ArgumentError: One of these.
+    """
+    if load_in_8bit and load_in_4bit:
+        raise ArgumentError("--load_in_8bit and --load_in_4bit exclude each other: drop one.")
+    if (load_in_8bit or load_in_4bit) and importlib.util.find_spec("bitsandbytes") is None:
+        option = "load_in_8bit" if load_in_8bit else "load_in_4bit"
+        raise ArgumentError(f"--{option} needs bitsandbytes: pip install 'rlhf-ext[quantization]'.")
 
 
 def refuse_all(options: Any, reason: str) -> None:

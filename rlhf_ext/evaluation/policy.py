@@ -14,7 +14,17 @@ from torch import Tensor
 
 from rlhf_ext.kl import per_token_kl
 
-from .statistics import Array, Bootstrap, Estimate, MetricError, as_numbers, sign_flip_test, sign_test
+from .statistics import (
+    Array,
+    Bootstrap,
+    Estimate,
+    MetricError,
+    as_numbers,
+    exact_proportion,
+    independent_units,
+    sign_flip_test,
+    sign_test,
+)
 
 DEFAULT_BOOTSTRAP = Bootstrap()
 # How answers decline, near their beginning. What a policy was taught to say may differ: look at the completions.
@@ -69,7 +79,7 @@ def win_rate(
         raise MetricError(f"preferences: number {outside[0] + 1} is {preferences[outside[0]]}, not between 0 and 1.")
     outcomes = np.sign(preferences - 0.5)
     return WinRate(
-        bootstrap.mean((outcomes + 1) / 2, prompts),
+        proportion((outcomes + 1) / 2, prompts, bootstrap=bootstrap),
         wins=int((outcomes > 0).sum()),
         ties=int((outcomes == 0).sum()),
         losses=int((outcomes < 0).sum()),
@@ -104,6 +114,32 @@ def refuses(text: str) -> bool:
     return REFUSAL.search(text[:REFUSAL_WITHIN]) is not None
 
 
+def proportion(
+    values: ArrayLike, prompts: Sequence[Hashable] | None = None, *, bootstrap: Bootstrap = DEFAULT_BOOTSTRAP
+) -> Estimate:
+    """Return the mean of values from 0 to 1 with its interval.
+
+    Where all are equal, every resample is too and the bootstrap's interval would be a point. But a part u of all
+    prompts may be different and none of them among these, where u is the upper end of the exact binomial interval, and
+    at worst all of those are 0, or 1. So the interval goes from (1 - u) value to (1 - u) value + u.
+
+    Args:
+        values: (N,).
+        prompts: The prompt of each.
+        bootstrap: For the interval.
+
+    Raises:
+        MetricError: As in `as_numbers`.
+    """
+    values = as_numbers(values, "values")
+    if np.ptp(values) > 0:
+        return bootstrap.mean(values, prompts)
+    independent = int(independent_units(prompts, values.size).max()) + 1
+    different = exact_proportion(0, independent, bootstrap.confidence).high
+    value = float(values[0])
+    return Estimate(value, (1 - different) * value, (1 - different) * value + different)
+
+
 def mean_where(
     values: Sequence[float | None],
     prompts: Sequence[Hashable] | None = None,
@@ -114,8 +150,11 @@ def mean_where(
     known = [row for row, value in enumerate(values) if value is not None]
     if not known:
         return None
-    clusters = None if prompts is None else [prompts[row] for row in known]
-    return bootstrap.mean([float(values[row]) for row in known], clusters)
+    return bootstrap.mean([float(values[row]) for row in known], _of_rows(prompts, known))
+
+
+def _of_rows(prompts: Sequence[Hashable] | None, rows: Sequence[int]) -> list[Hashable] | None:
+    return None if prompts is None else [prompts[row] for row in rows]
 
 
 def refusal_rates(
@@ -141,14 +180,11 @@ def refusal_rates(
     """
     if len(refused) != len(unsafe):
         raise MetricError(f"refused: there are {len(refused)}, where {len(unsafe)} are needed.")
-    rates = [
-        mean_where(
-            [float(r) if u == wanted else None for r, u in zip(refused, unsafe, strict=True)],
-            prompts,
-            bootstrap=bootstrap,
-        )
-        for wanted in (True, False)
-    ]
+    rates = []
+    for wanted in (True, False):
+        rows = [row for row, asked in enumerate(unsafe) if asked == wanted]
+        values = [float(refused[row]) for row in rows]
+        rates.append(proportion(values, _of_rows(prompts, rows), bootstrap=bootstrap) if rows else None)
     return rates[0], rates[1]
 
 

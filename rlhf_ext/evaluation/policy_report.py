@@ -2,13 +2,14 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from .judges import Ratings
 from .page import Answer, Sample, Section, Table
-from .policy import distinct_n, mean_where, refusal_rates, win_rate, word_counts
+from .policy import distinct_n, mean_where, proportion, refusal_rates, win_rate, word_counts
 from .prompts import EvaluationPrompts
 from .report import Report, about_intervals, headline, names, prefixes, show, show_p
 from .rows import keys, text_of
@@ -48,6 +49,7 @@ class JudgedPolicy:
         refused: Whether each declines.
         ratings: What the judge says of each, by quality.
         kl: Estimates of the KL divergence from the reference, k1 and k3; None where there is no reference.
+        reference: What that is.
     """
 
     name: str
@@ -56,6 +58,7 @@ class JudgedPolicy:
     refused: Sequence[bool]
     ratings: Ratings
     kl: dict[str, Array] | None
+    reference: str | None = None
 
 
 def report_policies(
@@ -90,6 +93,9 @@ def report_policies(
         for name, label in LABELS.items()
         if any(values.get(name) is not None for values in measured)
     ]
+    if any(policy.kl for policy in policies):
+        place = [label for label, *_ in rows].index(LABELS["kl_k1"])
+        rows.insert(place, ("reference", *(Path(policy.reference or "–").name for policy in policies)))
     report.table += rows
     for policy, values in zip(policies, measured, strict=True):
         of = f" of {policy.name}" if len(policies) > 1 else ""
@@ -116,7 +122,8 @@ def _measure(
     values["cut_off"] = float(np.mean(policy.cut))
     values["distinct_1"], values["distinct_2"] = (distinct_n(policy.completions, n) for n in (1, 2))
     if prompts.unsafe is None:
-        values["refusals"] = bootstrap.mean([float(refused) for refused in policy.refused], ids)
+        refused = [float(refused) for refused in policy.refused]
+        values["refusals"] = proportion(refused, ids, bootstrap=bootstrap)
     else:
         rates = refusal_rates(policy.refused, prompts.unsafe, ids, bootstrap=bootstrap)
         values["refusal_rate"], values["over_refusal_rate"] = rates

@@ -1,30 +1,29 @@
 """Evaluating policies: they write answers to the same prompts, and a judge compares them."""
 
-import gc
-import json
 import math
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import torch
-from peft import PeftModel
-from torch import Tensor
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
-
 from rlhf_ext import RewardModel
 from rlhf_ext.arguments import ArgumentError
-from rlhf_ext.data_checks import DataError
 from rlhf_ext.demonstrations import as_messages, reads_as_chat
-from rlhf_ext.formatting import InputError
-from rlhf_ext.generation import Decoding, generate_tokens
-from rlhf_ext.logps import completion_logps
+from rlhf_ext.generation import Decoding
+from rlhf_ext.output_files import write_jsonl
 from rlhf_ext.plugins import list_plugins
 from rlhf_ext.policy_loading import load_policy, load_policy_tokenizer
 
-from .judges import FunctionJudge, GoldJudge, Judge, LanguageModelJudge, RewardModelJudge
+from .answers import (
+    BATCH_SIZE,
+    PASS_SIZE,
+    Written,
+    measure_references,
+    naming_rows,
+    share_chat_template,
+    write_answers,
+)
+from .judges import FunctionJudge, GoldJudge, Judge, LanguageModelJudge, Ratings, RewardModelJudge
 from .options import EvaluationOptions, PolicyOptions, refuse_without_dataset, short_names
 from .policy import refuses, sequence_kl
 from .policy_report import JudgedPolicy, report_policies
@@ -35,26 +34,7 @@ from .statistics import Bootstrap
 
 COMPLETIONS = "completions.jsonl"
 LANGUAGE_MODEL = "llm:"
-BATCH_SIZE, PASS_SIZE = 64, 8  # prompts that a policy answers at once; texts whose logits are held at once
-
-
-@dataclass
-class Written:
-    """What a policy wrote.
-
-    Attributes:
-        completions: The texts.
-        tokens: Prompt and completion of each, as token ids.
-        logps: Of the completions' tokens under the policy.
-        ref_logps: The same under its reference; None while there is none.
-        vocabulary: Which token has which id.
-    """
-
-    completions: list[str]
-    tokens: list[tuple[Tensor, Tensor]]
-    logps: list[Tensor]
-    ref_logps: list[Tensor] | None
-    vocabulary: dict[str, int]
+JUDGED = "what the judge is asked about it cannot be read: "
 
 
 def evaluate_policies(data: EvaluationOptions, options: PolicyOptions, output_dir: Path) -> Evaluation:
@@ -77,24 +57,21 @@ def evaluate_policies(data: EvaluationOptions, options: PolicyOptions, output_di
         raise ArgumentError(f"--reference has no effect: {_NO_KL}")
     prompts = _load_prompts(data)
     spec = _judge_spec(options, prompts, is_demo=data.dataset_name is None)
-    tokenizer = load_policy_tokenizer(options.policy)
-    as_chat = reads_as_chat(prompts.prompts, tokenizer, options.as_chat, source=prompts.source)
-    asked = [as_messages(prompt) for prompt in prompts.prompts] if as_chat else prompts.prompts
-
-    best_of = [options.best_of or 1, 1]
-    written = [
-        _write(name, asked, prompts, decoding, data, options, best_of=n)
-        for name, n in zip(names, best_of, strict=False)
-    ]
-    reference = _measure_reference(written, names, decoding, data, options)
+    asked, written, notes = _ask(names, prompts, decoding, data, options)
+    _save_completions(output_dir / COMPLETIONS, asked, written)  # a judge may fail, and they took longest
+    notes += measure_references(written, names, decoding, options)
     judge = None if spec is None else _load_judge(spec, options)
     policies = [
         _judged(name, one, asked, prompts, judge, decoding)
         for name, one in zip(short_names(names), written, strict=True)
     ]
-    answers = [one.completions for one in written]
-    preferences = judge.prefer(asked, *answers) if len(names) > 1 else None
+    preferences = None
+    if len(names) > 1:
+        with naming_rows(prompts, lambda index: index % len(asked), JUDGED):
+            preferences = judge.prefer(asked, *(one.completions for one in written))
+    _save_completions(output_dir / COMPLETIONS, asked, written, [policy.ratings for policy in policies], preferences)
     report = report_policies(prompts, policies, preferences, judge and judge.name, Bootstrap(seed=data.seed))
+    report.notes += notes
     if not decoding.whole_distribution:
         report.notes.append(f"The KL divergence is not measured: {_NO_KL}")
     if options.best_of:
@@ -107,15 +84,15 @@ def evaluate_policies(data: EvaluationOptions, options: PolicyOptions, output_di
     report.metrics |= {
         "policy": options.policy,
         "other_policy": options.other_policy,
-        "reference": reference,
+        "reference": written[0].reference,
+        "other_reference": written[1].reference if len(written) > 1 else None,
         "judge": spec,
         "best_of": options.best_of,
         "best_of_model": options.best_of_model,
-        "as_chat": as_chat,
+        "as_chat": asked is not prompts.prompts,
         "batch_size": data.batch_size or BATCH_SIZE,
         "decoding": asdict(decoding),
     }
-    _save_completions(output_dir / COMPLETIONS, asked, policies, preferences)
     title = "Policies {} and {}" if len(names) > 1 else "Policy {}"
     return Evaluation(title.format(*short_names(names)), prompts.source, short_names(names), [report])
 
@@ -134,6 +111,26 @@ def _load_prompts(data: EvaluationOptions) -> EvaluationPrompts:
         max_samples=data.max_samples,
         seed=data.seed,
     )
+
+
+def _ask(
+    names: Sequence[str],
+    prompts: EvaluationPrompts,
+    decoding: Decoding,
+    data: EvaluationOptions,
+    options: PolicyOptions,
+) -> tuple[Sequence[Text], list[Written], list[str]]:
+    """Return what the policies are asked, what they answer, and what there is to say about it."""
+    tokenizers = [load_policy_tokenizer(name) for name in names]
+    with_template = next((tokenizer for tokenizer in tokenizers if tokenizer.chat_template), tokenizers[0])
+    as_chat = reads_as_chat(prompts.prompts, with_template, options.as_chat, source=prompts.source)
+    asked = [as_messages(prompt) for prompt in prompts.prompts] if as_chat else prompts.prompts
+    notes = [] if isinstance(asked[0], str) else share_chat_template(names, tokenizers)
+    written = [
+        write_answers(name, tokenizer, asked, prompts, decoding, data, options, best_of=best_of)
+        for name, tokenizer, best_of in zip(names, tokenizers, (options.best_of or 1, 1), strict=False)
+    ]
+    return asked, written, notes
 
 
 def _judge_spec(options: PolicyOptions, prompts: EvaluationPrompts, *, is_demo: bool) -> str | None:
@@ -172,92 +169,6 @@ def _load_judge(spec: str, options: PolicyOptions) -> Judge:
     return RewardModelJudge(RewardModel.from_pretrained(spec), spec)
 
 
-@contextmanager
-def _loaded(name: str, options: PolicyOptions) -> Iterator[tuple[PreTrainedModel, PreTrainedTokenizerBase]]:
-    """Load a policy, and make room for the next one afterwards."""
-    quantized = {"load_in_8bit": options.load_in_8bit, "load_in_4bit": options.load_in_4bit}
-    model, tokenizer = load_policy(name, dtype=options.dtype, **quantized)
-    yield model, tokenizer
-    del model
-    gc.collect()
-    if torch.cuda.is_available():
-        torch.cuda.empty_cache()
-
-
-def _write(
-    name: str,
-    asked: Sequence[Text],
-    prompts: EvaluationPrompts,
-    decoding: Decoding,
-    data: EvaluationOptions,
-    options: PolicyOptions,
-    *,
-    best_of: int,
-) -> Written:
-    """Let a policy answer, several times if the best is to be chosen; an adapter's base is its reference by default."""
-    with _loaded(name, options) as (model, tokenizer):
-        try:
-            tokens = generate_tokens(
-                model,
-                tokenizer,
-                [prompt for prompt in asked for _ in range(best_of)],
-                decoding,
-                batch_size=data.batch_size or BATCH_SIZE,
-                show_progress=True,
-            )
-        except InputError as error:
-            if error.place.index is None:
-                raise
-            row = prompts.numbers[error.place.index // best_of]
-            raise DataError(error.problem, "", source=prompts.source, row=row, column="prompt") from error
-        completions = [tokenizer.decode(completion, skip_special_tokens=True) for _, completion in tokens]
-        if best_of > 1:
-            best = _best(asked, completions, best_of, options)
-            return Written([completions[i] for i in best], [tokens[i] for i in best], [], None, tokenizer.get_vocab())
-        logps, ref_logps = [], None
-        if decoding.whole_distribution:
-            logps = completion_logps(model, tokens, batch_size=PASS_SIZE)
-            if isinstance(model, PeftModel) and not options.reference:
-                with model.disable_adapter():
-                    ref_logps = completion_logps(model, tokens, batch_size=PASS_SIZE)
-        return Written(completions, tokens, logps, ref_logps, tokenizer.get_vocab())
-
-
-def _best(asked: Sequence[Text], completions: Sequence[str], best_of: int, options: PolicyOptions) -> list[int]:
-    """Return the number of the best completion of each prompt, of those that stand together."""
-    reward_model = RewardModel.from_pretrained(options.best_of_model)
-    scores = reward_model([prompt for prompt in asked for _ in range(best_of)], list(completions))
-    groups = range(0, len(completions), best_of)
-    return [max(range(first, first + best_of), key=scores.__getitem__) for first in groups]
-
-
-def _measure_reference(
-    written: Sequence[Written],
-    names: Sequence[str],
-    decoding: Decoding,
-    data: EvaluationOptions,
-    options: PolicyOptions,
-) -> str | None:
-    """Measure the first policy's answers, and the second's, under a model of its own; return what the reference is."""
-    if not decoding.whole_distribution or options.best_of:  # the best of several is drawn from another distribution
-        return None
-    if written[0].ref_logps is not None:
-        return "the adapter's base"
-    name = options.reference or options.other_policy
-    if name is None:
-        return None
-    with _loaded(name, options) as (model, tokenizer):
-        for own_name, one in zip(names, written, strict=True):
-            if one.ref_logps is not None or own_name == name:
-                continue
-            if one.vocabulary != tokenizer.get_vocab():
-                if options.reference is None:
-                    return None
-                raise ArgumentError(f"--reference {name} has other tokens than {own_name}: name the model it began as.")
-            one.ref_logps = completion_logps(model, one.tokens, batch_size=PASS_SIZE)
-    return name
-
-
 def _judged(
     name: str,
     written: Written,
@@ -272,25 +183,34 @@ def _judged(
 
         declines = is_refusal
     cut = [len(completion) == decoding.max_new_tokens for _, completion in written.tokens]
+    ratings: Ratings = {}
+    if judge is not None:
+        with naming_rows(prompts, lambda index: index % len(asked), JUDGED):
+            ratings = judge.rate(asked, written.completions)
     return JudgedPolicy(
         name,
         completions=written.completions,
         cut=cut,
         refused=[declines(completion) for completion in written.completions],
-        ratings={} if judge is None else judge.rate(asked, written.completions),
+        ratings=ratings,
         kl=None if written.ref_logps is None else sequence_kl(written.logps, written.ref_logps),
+        reference=written.reference,
     )
 
 
 def _save_completions(
-    path: Path, asked: Sequence[Text], policies: Sequence[JudgedPolicy], preferences: Sequence[float] | None
+    path: Path,
+    asked: Sequence[Text],
+    written: Sequence[Written],
+    ratings: Sequence[Ratings] = ({}, {}),
+    preferences: Sequence[float] | None = None,
 ) -> None:
-    rows = [{"prompt": prompt} for prompt in asked]
-    for prefix, policy in zip(("", "other_"), policies, strict=False):
+    rows: list[dict[str, Any]] = [{"prompt": prompt} for prompt in asked]
+    for prefix, one, rated in zip(("", "other_"), written, ratings, strict=False):
         for number, row in enumerate(rows):
-            row[f"{prefix}completion"] = policy.completions[number]
-            row |= {f"{prefix}{name}": values[number] for name, values in policy.ratings.items()}
+            row[f"{prefix}completion"] = one.completions[number]
+            row |= {f"{prefix}{name}": values[number] for name, values in rated.items()}
     for number, preference in enumerate(preferences or ()):
         rows[number]["preference"] = preference
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
+    write_jsonl(path, rows)

@@ -12,6 +12,7 @@ from scipy.stats import binom
 from rlhf_ext.evaluation.policy import (
     distinct_n,
     mean_where,
+    proportion,
     refusal_rates,
     refuses,
     sequence_kl,
@@ -43,10 +44,24 @@ def test_interval_covers_the_true_rate_about_as_often_as_it_says():
     rng = np.random.default_rng(0)
     covered = 0
     for repeat in range(200):
-        preferences = rng.choice([0.0, 0.5, 1.0], size=80, p=[0.2, 0.2, 0.6])
-        rate = win_rate(preferences, bootstrap=Bootstrap(resamples=200, seed=repeat)).rate
+        outcomes = rng.choice([0.0, 0.5, 1.0], size=80, p=[0.2, 0.2, 0.6])
+        rate = proportion(outcomes, bootstrap=Bootstrap(resamples=200, seed=repeat))
         covered += rate.low <= 0.7 <= rate.high
     assert 0.88 <= covered / 200 <= 0.99
+
+
+def test_equal_outcomes_still_have_an_interval():
+    """Of n wins in n the exact interval begins where n wins have a probability of 2.5%: at 0.025 ** (1 / n)."""
+    three = win_rate([1.0] * 3, bootstrap=QUICK).rate
+    assert (three.value, three.low, three.high) == (1, pytest.approx(0.025 ** (1 / 3)), 1)
+    none = win_rate([0.0] * 3, bootstrap=QUICK).rate
+    assert (none.value, none.low, none.high) == (0, 0, pytest.approx(1 - 0.025 ** (1 / 3)))
+    ties = win_rate([0.5] * 3, bootstrap=QUICK).rate
+    assert (ties.low, ties.high) == (pytest.approx(0.5 * 0.025 ** (1 / 3)), pytest.approx(1 - 0.5 * 0.025 ** (1 / 3)))
+    one_prompt_twice = proportion([1.0] * 4, ["a", "a", "b", "b"], bootstrap=QUICK)
+    assert one_prompt_twice.low == pytest.approx(0.025 ** (1 / 2))
+    refused, _ = refusal_rates([True] * 3, [True] * 3, bootstrap=QUICK)
+    assert refused == three
 
 
 def test_answers_to_one_prompt_are_drawn_together():

@@ -15,6 +15,7 @@ from transformers import AutoModelForCausalLM
 from rlhf_ext.arguments import RecipeArguments
 from rlhf_ext.data import load_preference_splits
 from rlhf_ext.demonstrations import load_demonstration_splits
+from rlhf_ext.output_files import lock_folder
 
 ROOT = Path(__file__).parents[2]
 SCRIPT = ROOT / "recipes/constitutional.py"
@@ -124,6 +125,11 @@ def test_own_model_prompts_and_principles(tmp_path, start, model_name, tokenizer
         (["--rounds", "0"], "--rounds must be at least 1, not 0."),
         (["--temperature", "0"], "--temperature must be above 0, not 0.0: two answers are to differ."),
         (["--load_in_8bit", "--load_in_4bit"], "--load_in_8bit and --load_in_4bit exclude each other: drop one."),
+        (
+            ["--dataset_name", "{data}", *PRINCIPLES, "--dataset_config", "x"],
+            "--dataset_config has no effect on a local file: drop",
+        ),
+        (["--dataset_train_split", "x", *PRINCIPLES], "--dataset_train_split has no effect on the embedded demo: drop"),
         (["--round", "1"], "there is no option '--round'. Did you mean '--rounds'?"),
     ],
 )
@@ -137,8 +143,17 @@ def test_bad_input_is_one_line_before_the_model_loads(options, message, tmp_path
     options = [option.format(data=data) for option in options]
     with pytest.raises(SystemExit):
         start("--model_name_or_path", "/no/such/model", *options, "--output_dir", tmp_path / "run")
-    assert capsys.readouterr().err.startswith(f"error: {message.format(data=data)}")
+    assert f"error: {message.format(data=data)}" in capsys.readouterr().err
     assert not (tmp_path / "run").exists()
+
+
+def test_second_run_in_the_same_folder_is_refused(tmp_path, start, capsys):
+    with lock_folder(tmp_path / "run"), pytest.raises(SystemExit):
+        start(*SHORT, "--output_dir", tmp_path / "run")
+    assert (
+        capsys.readouterr().err
+        == f"error: another run works in --output_dir {tmp_path}/run: wait, or choose another.\n"
+    )
 
 
 def test_principles_without_a_model_are_refused(tmp_path, start, capsys):

@@ -1,5 +1,6 @@
 """`recipes/evaluate.py --policy`: policies answer, a judge compares, and everything is on file."""
 
+import importlib.util
 import json
 import runpy
 import sys
@@ -8,12 +9,12 @@ from pathlib import Path
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from rlhf_ext.demo.data import prompt_dataset
 from rlhf_ext.demo.gold import gold_scores
 from rlhf_ext.demo.judge import is_unsafe, judge
-from rlhf_ext.evaluation import policy_run, prompts
+from rlhf_ext.evaluation import answers, policy_run, prompts
 from rlhf_ext.generation import generate
 
 RECIPE = Path(__file__).parents[2] / "recipes/evaluate.py"
@@ -104,7 +105,8 @@ def test_two_policies_on_the_demo(evaluate, adapter, model_name, tokenizer, tmp_
     assert found["eval_wins"] + found["eval_ties"] + found["eval_losses"] == COUNT
 
     # The answers of the adapter were drawn from it, so its base is, on average, less likely to give them.
-    assert found["eval_kl_k3"] > 0 and found["reference"] == "the adapter's base" and "eval_other_kl_k1" not in found
+    assert found["eval_kl_k3"] > 0 and found["reference"] == "its adapter's base"
+    assert "eval_other_kl_k1" not in found and found["other_reference"] is None
     assert found["decoding"] == {"max_new_tokens": 16, "temperature": 1.0, "top_p": 1.0, "top_k": 0, "seed": 3}
     assert (found["policy"], found["other_policy"], found["judge"]) == (adapter, model_name, "gold")
     page = (folder / "report.html").read_text()
@@ -160,6 +162,85 @@ def test_a_language_model_as_judge(evaluate, model_name, adapter, tmp_path):
     assert 0 <= found["eval_win_rate"] <= 1 and found["reference"] == adapter
 
 
+def test_each_policy_has_its_own_reference(evaluate, model_name, adapter, tmp_path, capsys):
+    """A model is measured from the other policy, and that one, an adapter, from its base: the same weights here."""
+    (tmp_path / "model").symlink_to(model_name)
+    evaluate("--policy", "model", "--other_policy", adapter, *SHORT)
+    found = results(tmp_path / "runs/evaluate")
+    assert (found["reference"], found["other_reference"]) == (adapter, "its adapter's base")
+    assert found["eval_kl_k3"] > 0 and found["eval_other_kl_k3"] > 0
+    assert found["eval_kl_k3"] != pytest.approx(found["eval_other_kl_k3"])
+    (line,) = (line for line in capsys.readouterr().out.splitlines() if "│ reference" in line)
+    assert [cell.strip() for cell in line.split("│")[2:4]] == ["adapter", "its adapter's base"]
+
+
+def without_template(folder, model_name, drop=None):
+    """The demo model with a tokenizer that has no chat template, or lacks a word of its own too."""
+    folder.mkdir()
+    AutoModelForCausalLM.from_pretrained(model_name).save_pretrained(folder)
+    bare = AutoTokenizer.from_pretrained(model_name)
+    bare.chat_template = None
+    if drop is not None:
+        bare.add_tokens(drop)
+    bare.save_pretrained(folder)
+    return str(folder)
+
+
+@pytest.mark.parametrize("base_first", [False, True])
+def test_a_base_without_chat_template_is_asked_with_the_other_one_s(
+    evaluate, model_name, tokenizer, tmp_path, capsys, base_first
+):
+    data = write(tmp_path / "prompts.jsonl", [{"prompt": f"How do I {n}?"} for n in range(3)])
+    names = [model_name, without_template(tmp_path / "base", model_name)]
+    names = names[::-1] if base_first else names
+    (tmp_path / "judge.py").write_text("def tie(prompts, completions_a, completions_b): return [0.5] * len(prompts)")
+    options = ["--dataset_name", data, "--judge", "judge.py:tie", "--seed", "1", *SHORT]
+    evaluate("--policy", names[0], "--other_policy", names[1], *options)
+    expected = generate(
+        AutoModelForCausalLM.from_pretrained(model_name),
+        tokenizer,
+        [[{"role": "user", "content": f"How do I {n}?"}] for n in range(3)],
+        seed=1,
+        max_new_tokens=16,
+    )
+    assert [row["completion"] for row in rows(tmp_path / "runs/evaluate")] == expected
+    assert [row["other_completion"] for row in rows(tmp_path / "runs/evaluate")] == expected
+    said = " ".join(capsys.readouterr().out.split())
+    assert f"{tmp_path}/base has no chat template; it is asked with that of {model_name}." in said
+
+
+def test_kl_between_policies_with_other_tokens_is_left_out_and_said(evaluate, model_name, tmp_path, capsys):
+    other = without_template(tmp_path / "base", model_name, drop=["qwerty"])
+    evaluate("--policy", model_name, "--other_policy", other, *SHORT)
+    assert "eval_kl_k1" not in results(tmp_path / "runs/evaluate")
+    said = " ".join(capsys.readouterr().out.split())
+    assert f"The KL of {model_name} from {other} cannot be measured: they have different tokens." in said
+
+
+def test_answers_outlive_a_judge_that_fails(refuse, model_name, tmp_path):
+    data = write(tmp_path / "prompts.jsonl", [{"prompt": f"How do I {n}?"} for n in range(3)])
+    (tmp_path / "judge.py").write_text("def none(prompts, completions_a, completions_b): return []")
+    (tmp_path / "other").symlink_to(model_name)
+    options = ["--dataset_name", data, "--judge", "judge.py:none", *SHORT]
+    message = refuse("--policy", model_name, "--other_policy", "other", *options)
+    assert message == "error: --judge judge.py:none returned 0 preferences for 3 prompts."
+    written = rows(tmp_path / "runs/evaluate")
+    assert len(written) == 3 and all(row["completion"] and row["other_completion"] for row in written)
+
+
+def test_a_language_model_that_cannot_read_an_answer_names_the_prompt(refuse, model_name, tmp_path):
+    data = write(tmp_path / "prompts.jsonl", [{"prompt": "Hi?"}, {"prompt": "How do I cook rice? " * 70}])
+    message = refuse("--policy", model_name, "--dataset_name", data, "--judge", f"llm:{model_name}", *SHORT)
+    assert message.startswith(f"error: {data}, row 2, column 'prompt': what the judge is asked about it cannot be read")
+
+
+def test_quantization_without_its_library_is_one_line(refuse, model_name, monkeypatch):
+    find = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "bitsandbytes" else find(name))
+    message = refuse("--policy", model_name, "--load_in_8bit")
+    assert message == "error: --load_in_8bit needs bitsandbytes: pip install 'rlhf-ext[quantization]'."
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
@@ -172,12 +253,13 @@ def test_a_language_model_as_judge(evaluate, model_name, adapter, tmp_path):
         (["--temperature", "0", "--reference", "x"], "--reference has no effect: it needs answers drawn from"),
         (["--dataset_name", "{data}", "--other_policy", "x"], "there is nothing to compare the policies with: name a"),
         (["--dataset_name", "{data}", "--judge", "gold"], "--judge gold knows only the embedded demo's prompts"),
+        (["--load_in_8bit", "--load_in_4bit"], "--load_in_8bit and --load_in_4bit exclude each other: drop one."),
         (["--as_chat", "true"], "the embedded demo: --as_chat is for plain prompts, and there are none. Drop it."),
         (["--dataset_name", "{bad}"], "{bad}, row 2, column 'unsafe': 'maybe' is not true or false."),
     ],
 )
 def test_bad_input_is_one_line_before_a_model_loads(options, message, refuse, model_name, tmp_path, monkeypatch):
-    monkeypatch.delattr(policy_run, "load_policy")
+    monkeypatch.delattr(answers, "load_policy")
     places = {"model": model_name, "data": tmp_path / "prompts.jsonl", "bad": tmp_path / "bad.jsonl"}
     write(places["data"], [{"prompt": "a"}])
     write(places["bad"], [{"prompt": "a", "unsafe": True}, {"prompt": "b", "unsafe": "maybe"}])
@@ -202,7 +284,7 @@ def test_best_of_several_answers_is_the_one_the_reward_model_prefers(
             assert len(prompts) == len(completions) == 3 * COUNT
             return [float(len(text)) for text in completions]
 
-    monkeypatch.setattr(policy_run.RewardModel, "from_pretrained", lambda path: Longest())
+    monkeypatch.setattr(answers.RewardModel, "from_pretrained", lambda path: Longest())
     best = ["--best_of", "3", "--best_of_model", "runs/reward"]
     evaluate("--policy", model_name, *best, *SHORT, "--seed", "5", "--output_dir", tmp_path / "out")
     lines = (tmp_path / "out/completions.jsonl").read_text().splitlines()

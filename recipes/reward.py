@@ -23,6 +23,7 @@ from trl import ModelConfig, get_peft_config, get_quantization_config
 
 from rlhf_ext import RewardConfig, RewardTrainer
 from rlhf_ext.arguments import DEMO, ArgumentError, RecipeArguments, load_tokenizer, model_init_kwargs, parse_arguments
+from rlhf_ext.chat_templates import use_chat_template
 from rlhf_ext.data import load_preference_splits
 from rlhf_ext.data_checks import DataError
 from rlhf_ext.errors import one_line_errors
@@ -70,6 +71,7 @@ def main(script_args: RecipeArguments, training_args: RewardConfig, model_args: 
         script_args, extra_columns=training_args.extra_columns, optional_columns=["margin"], seed=training_args.seed
     )
     tokenizer = load_tokenizer(model_args, trust_remote_code=training_args.trust_remote_code)
+    use_chat_template(tokenizer, training_args.chat_template_path)
     check_pair_lengths(train_dataset, tokenizer, training_args.max_length, source=source)
     check_pair_lengths(
         eval_dataset, tokenizer, training_args.max_length, source=script_args.eval_dataset_name or source

@@ -20,35 +20,41 @@ from rlhf_ext.console import quiet_libraries
 
 quiet_libraries()
 
+import os
 from pathlib import Path
 
 from transformers import AutoTokenizer
 
 from rlhf_ext.arguments import ArgumentError, parse_options
-from rlhf_ext.chatbot import ChatbotArguments, phases
+from rlhf_ext.chatbot import OUTPUT_DIR, ChatbotArguments, phases
+from rlhf_ext.chatbot_data import load_data, read_configs, write_data
 from rlhf_ext.chatbot_report import summarize
+from rlhf_ext.data_checks import DataError
 from rlhf_ext.errors import one_line_errors
 from rlhf_ext.pipeline import PhaseError, Pipeline, unfinished_output_dir
 
-OUTPUT_DIR = "runs/chatbot"
-
 
 def main(args: ChatbotArguments) -> None:
-    """Run the phases that are not finished, and show what came of them."""
+    """Check everything, run the phases that are not finished, and show what came of them."""
     try:
         tokenizer = AutoTokenizer.from_pretrained(args.base_model)
     except (OSError, ValueError) as error:
         reason = str(error).strip().splitlines()[0]
         raise ArgumentError(f"--model_name {args.model_name}: its tokenizer cannot be loaded ({reason}).") from error
-    args.output_dir = unfinished_output_dir(args.output_dir, OUTPUT_DIR, args.settings())
-    steps = phases(args, has_chat_template=tokenizer.chat_template is not None)
+    configs = read_configs(args.config_files)
+    args.output_dir = args.output_dir or unfinished_output_dir(OUTPUT_DIR, args.settings())
+    steps = phases(args, has_chat_template=tokenizer.chat_template is not None, configs=configs)
+    is_main = int(os.environ.get("RANK", "0")) == 0
+    data = load_data(args, configs) if is_main else {}
     pipeline = Pipeline(args.output_dir, args.settings(), steps)
+    write_data(args, configs, data)
     pipeline.run()
-    if pipeline.is_main:
+    if is_main:
         summarize(args, pipeline.state["phases"])
+        pipeline.finish()
         print(f"Talk to it: rlhf-ext chat {Path(args.output_dir)}")
 
 
 if __name__ == "__main__":
-    with one_line_errors(ArgumentError, PhaseError):
+    with one_line_errors(ArgumentError, DataError, PhaseError):
         main(*parse_options((ChatbotArguments,), {}))

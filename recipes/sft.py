@@ -23,6 +23,7 @@ from dataclasses import dataclass, field
 from trl import ModelConfig, SFTConfig, SFTTrainer
 
 from rlhf_ext.arguments import DEMO, ArgumentError, RecipeArguments, load_tokenizer, model_init_kwargs, parse_arguments
+from rlhf_ext.chat_templates import use_chat_template
 from rlhf_ext.data_checks import DataError
 from rlhf_ext.demo.gold import GoldScoreCallback, gold
 from rlhf_ext.demonstrations import load_demonstration_splits, reads_as_chat, to_chat
@@ -35,7 +36,7 @@ from rlhf_ext.quantization import keep_gradients_on_cpu
 from rlhf_ext.report import evaluate_before, save_run
 from rlhf_ext.run_folder import check_output_dir
 from rlhf_ext.run_report.samples import SampleCallback
-from rlhf_ext.trainers.resume import StopsWhenComplete
+from rlhf_ext.trainers.resume import ResumesExactly
 
 OUTPUT_DIR = "runs/sft"
 # What fits the embedded model (1.7 million parameters, fully trained); other models get TRL's defaults.
@@ -75,7 +76,7 @@ class SFTArguments(RecipeArguments):
     )
 
 
-class ResumableSFTTrainer(StopsWhenComplete, SFTTrainer):
+class ResumableSFTTrainer(ResumesExactly, SFTTrainer):
     """`trl.SFTTrainer` that makes no step beyond the last one when a finished run is resumed."""
 
 
@@ -87,6 +88,7 @@ def main(script_args: SFTArguments, training_args: SFTConfig, model_args: ModelC
         script_args, text_column=training_args.dataset_text_field, seed=training_args.seed
     )
     tokenizer = load_tokenizer(model_args, trust_remote_code=training_args.trust_remote_code)
+    use_chat_template(tokenizer, training_args.chat_template_path)
     if reads_as_chat(splits[0][:1].get("prompt", []), tokenizer, script_args.as_chat, source=source):
         splits = tuple(to_chat(split) for split in splits)
     if "prompt" in splits[0].column_names and training_args.truncation_mode == "keep_start":

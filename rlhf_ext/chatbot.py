@@ -1,13 +1,17 @@
 """The phases of `recipes/chatbot_rlhf.py`: which recipe runs with which options."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from .arguments import ArgumentError
-from .data_files import is_local
-from .pipeline import RECIPES, Phase
+from .chatbot_data import config_path, held_out_path, train_path
+from .evaluation.options import check_quantization
+from .output_files import sha256
+from .pipeline import CONTENTS, RECIPES, Phase
 
+OUTPUT_DIR = "runs/chatbot"
 ALGORITHMS = ("ppo", "dpo", "best_of_n")
 BEST_OF = 8
 CHAT_TEMPLATE = RECIPES / "configs/plain_chat.jinja"  # for models without one, such as gpt2
@@ -54,7 +58,10 @@ class ChatbotArguments:
     load_in_8bit: bool = field(default=False, metadata={"help": "Quantize the base to 8 bit; needs use_peft."})
     load_in_4bit: bool = field(default=False, metadata={"help": "Quantize the base to 4 bit; needs use_peft."})
     seed: int = field(default=42, metadata={"help": "Of every phase."})
-    output_dir: str = field(default="runs/chatbot", metadata={"help": "Each phase gets a folder in it."})
+    output_dir: str | None = field(
+        default=None,
+        metadata={"help": "Each phase gets a folder in it. Default: runs/chatbot, with a number where that is taken."},
+    )
 
     def __post_init__(self) -> None:
         """Refuse options that would have no effect, before anything runs."""
@@ -62,6 +69,7 @@ class ChatbotArguments:
             raise ArgumentError(f"--ppo_epochs has no effect with --algorithm {self.algorithm}.")
         if self.algorithm == "best_of_n" and self.policy_config is not None:
             raise ArgumentError("--policy_config has no effect with --algorithm best_of_n, which trains no policy.")
+        check_quantization(self.load_in_8bit, self.load_in_4bit)
         if (self.load_in_8bit or self.load_in_4bit) and not self.use_peft:
             raise ArgumentError("a quantized base is frozen, so there is nothing to train: add --use_peft.")
         if self.algorithm != "best_of_n" and self.best_of is not None:
@@ -94,43 +102,66 @@ class ChatbotArguments:
         """The phase whose model is the result."""
         return "sft" if self.algorithm == "best_of_n" else self.algorithm
 
+    @property
+    def answers(self) -> int:
+        """Answers of the result to a prompt, of which the reward model chooses one."""
+        return (self.best_of or BEST_OF) if self.algorithm == "best_of_n" else 1
+
+    @property
+    def config_files(self) -> dict[str, str]:
+        """The YAML files that are named, by phase."""
+        files = {"sft": self.sft_config, "reward": self.reward_config, self.algorithm: self.policy_config}
+        return {phase: path for phase, path in files.items() if path is not None}
+
     def settings(self) -> dict[str, Any]:
-        """Return what makes two runs the same, with the sizes of local files in case one is exchanged."""
+        """Return what makes two runs the same, with the hash of each local file in case one is changed."""
         settings = {name: value for name, value in vars(self).items() if name != "output_dir"}
-        files = [value for value in settings.values() if isinstance(value, str) and is_local(value)]
-        return settings | {"bytes": {name: Path(name).stat().st_size for name in files if Path(name).is_file()}}
+        named = [Path(value).expanduser() for value in settings.values() if isinstance(value, str)]
+        return settings | {f"{CONTENTS}{path}": sha256(path) for path in named if path.is_file()}
 
 
-def phases(args: ChatbotArguments, *, has_chat_template: bool) -> list[Phase]:
+def phases(
+    args: ChatbotArguments, *, has_chat_template: bool, configs: Mapping[str, Mapping[str, Any]] | None = None
+) -> list[Phase]:
     """Return the phases of a run.
 
     Args:
-        args: The command line.
+        args: The command line, with an output folder.
         has_chat_template: Whether the model's tokenizer has one; a plain one is given to those that do not.
+        configs: What the YAML files of the phases hold, as `read_configs` returns it.
     """
+    configs = configs or {}
     template = [] if has_chat_template else ["--chat_template_path", str(CHAT_TEMPLATE)]
     model = [] if args.model_name is None else ["--model_name_or_path", args.model_name]
-    common = [*_model_options(args), *_option("per_device_train_batch_size", args.batch_size)]
-    common += ["--seed", str(args.seed), *CHECKPOINTS]
-    sft = [*_option("config", args.sft_config), *model, *_option("dataset_name", args.sft_dataset), *template, *common]
-    reward = [*_option("config", args.reward_config), *model, *_option("dataset_name", args.preference_dataset)]
-    reward += [*template, *common]
+    sft = [*_data_options(args, "sft"), *model, *template, *_common(args, configs.get("sft"))]
+    reward = [*_data_options(args, "reward"), *model, *template, *_common(args, configs.get("reward"))]
     found = [Phase("sft", "sft.py", tuple(sft)), Phase("reward", "reward.py", tuple(reward))]
     if args.algorithm != "best_of_n":
-        found.append(Phase(args.algorithm, f"{args.algorithm}.py", (*_policy_options(args), *common)))
+        options = [*_policy_options(args), *_common(args, configs.get(args.algorithm))]
+        found.append(Phase(args.algorithm, f"{args.algorithm}.py", tuple(options)))
     if args.is_demo:
         evaluation = ["--model", _in(args, "reward"), *_option("max_samples", args.max_eval_samples)]
         found.append(Phase("reward-evaluation", "evaluate.py", tuple(evaluation), trains=False))
     return [*found, Phase("evaluation", "evaluate.py", tuple(_evaluation_options(args)), trains=False)]
 
 
+def _data_options(args: ChatbotArguments, phase: str) -> list[str]:
+    """Return the options of a phase about its YAML file and its data."""
+    config = args.config_files.get(phase)
+    if config is None and phase == args.algorithm and args.model_name is None:
+        config = str(RECIPES / f"configs/{phase}_chatbot_demo.yaml")
+    elif config is not None and not args.is_demo:
+        config = config_path(args.output_dir, phase)
+    data = [] if args.is_demo else ["--dataset_name", train_path(args.output_dir, phase)]
+    held_out = [] if args.is_demo else ["--eval_dataset_name", held_out_path(args.output_dir, phase)]
+    return [*_option("config", config), *data, *held_out]
+
+
 def _policy_options(args: ChatbotArguments) -> list[str]:
-    demo_config = str(RECIPES / f"configs/{args.algorithm}_chatbot_demo.yaml") if args.model_name is None else None
-    options = _option("config", args.policy_config or demo_config)
-    options += ["--model_name_or_path", _in(args, "sft")]
+    options = [*_data_options(args, args.algorithm), "--model_name_or_path", _in(args, "sft")]
     if args.algorithm == "dpo":
-        return [*options, *_option("dataset_name", args.preference_dataset)]
-    options += [*_option("dataset_name", args.prompt_dataset), *_option("num_iterations", args.ppo_epochs)]
+        return options
+    options += _option("num_iterations", args.ppo_epochs)
     reward = _in(args, "reward")
     if args.use_peft:  # one base for policy, reference, critic and reward model
         return [*options, "--reward_adapter", reward, "--critic", "adapter", "--critic_path", reward]
@@ -138,19 +169,26 @@ def _policy_options(args: ChatbotArguments) -> list[str]:
 
 
 def _evaluation_options(args: ChatbotArguments) -> list[str]:
-    options = ["--policy", _in(args, args.policy_phase), "--other_policy", args.base_model]
+    options = ["--policy", _in(args, args.policy_phase), "--other_policy", args.base_model, *_quantization(args)]
     options += ["--judge", "gold" if args.is_demo else _in(args, "reward"), "--seed", str(args.seed)]
     if args.algorithm == "best_of_n":
-        options += ["--best_of", str(args.best_of or BEST_OF), "--best_of_model", _in(args, "reward")]
+        options += ["--best_of", str(args.answers), "--best_of_model", _in(args, "reward")]
     options += _option("max_samples", args.max_eval_samples)
     return [*options, *_option("dataset_name", args.eval_prompt_dataset or args.prompt_dataset)]
 
 
-def _model_options(args: ChatbotArguments) -> list[str]:
-    if not args.use_peft:
-        return []
-    quantized = [f"--{name}" for name in ("load_in_8bit", "load_in_4bit") if getattr(args, name)]
-    return ["--use_peft", "--lora_target_modules", "all-linear", *quantized]
+def _common(args: ChatbotArguments, config: Mapping[str, Any] | None) -> list[str]:
+    """Return the options that every phase of training gets."""
+    options = []
+    if args.use_peft:
+        chosen = "lora_target_modules" in (config or {})
+        options = ["--use_peft", *([] if chosen else ["--lora_target_modules", "all-linear"]), *_quantization(args)]
+    options += _option("per_device_train_batch_size", args.batch_size)
+    return [*options, "--seed", str(args.seed), *CHECKPOINTS]
+
+
+def _quantization(args: ChatbotArguments) -> list[str]:
+    return [f"--{name}" for name in ("load_in_8bit", "load_in_4bit") if getattr(args, name)]
 
 
 def _option(name: str, value: Any) -> list[str]:

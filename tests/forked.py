@@ -61,8 +61,11 @@ def _run_phase(command, environment):
 
 
 def _phase(command, environment):
+    from accelerate import PartialState
+
     from rlhf_ext import pipeline
 
+    PartialState._reset_state()  # what the command has learned about its processes, a new program would not know
     pipeline._die_with_parent()
     os.environ.update(environment)
     _run_script(command[0], command[1:])

@@ -9,8 +9,8 @@ from rlhf_ext.chatbot_report import at_the_end, outcome_table
 DATA = {"sft_dataset": "a.jsonl", "preference_dataset": "b.jsonl", "prompt_dataset": "c.jsonl"}
 
 
-def options_of(name, **settings):
-    found = phases(ChatbotArguments(**settings), has_chat_template=True)
+def options_of(name, configs=None, **settings):
+    found = phases(ChatbotArguments(output_dir="runs/chatbot", **settings), has_chat_template=True, configs=configs)
     return " ".join(next(phase.options for phase in found if phase.name == name))
 
 
@@ -23,7 +23,7 @@ def options_of(name, **settings):
     ],
 )
 def test_phases_of_each_algorithm(algorithm, names):
-    found = phases(ChatbotArguments(algorithm=algorithm), has_chat_template=True)
+    found = phases(ChatbotArguments(algorithm=algorithm, output_dir="runs/chatbot"), has_chat_template=True)
     assert [phase.name for phase in found] == names
     assert [phase.trains for phase in found] == ["evaluation" not in name for name in names]
 
@@ -54,19 +54,34 @@ def test_with_lora_everything_is_an_adapter_of_one_base():
 
 
 def test_model_without_a_chat_template_gets_a_plain_one():
-    found = phases(ChatbotArguments(model_name="gpt2"), has_chat_template=False)
+    found = phases(ChatbotArguments(model_name="gpt2", output_dir="runs/chatbot"), has_chat_template=False)
     for phase in found[:2]:
         template = phase.options[phase.options.index("--chat_template_path") + 1]
         assert template.endswith("plain_chat.jinja")
 
 
 def test_data_reach_their_phases():
-    assert "--dataset_name a.jsonl" in options_of("sft", **DATA)
-    assert "--dataset_name b.jsonl" in options_of("reward", **DATA)
-    assert "--dataset_name b.jsonl" in options_of("dpo", algorithm="dpo", **DATA)
-    assert "--dataset_name c.jsonl" in options_of("ppo", **DATA)
+    for phase, settings in (("sft", {}), ("reward", {}), ("ppo", {}), ("dpo", {"algorithm": "dpo"})):
+        rows = f"--dataset_name runs/chatbot/data/{phase}-train.jsonl --eval_dataset_name "
+        assert f"{rows}runs/chatbot/data/{phase}-eval.jsonl" in options_of(phase, **settings, **DATA)
+        assert "--dataset_name" not in options_of(phase, **settings)
     assert "--dataset_name c.jsonl" in options_of("evaluation", **DATA)
     assert "--dataset_name d.jsonl" in options_of("evaluation", **DATA, eval_prompt_dataset="d.jsonl")
+
+
+def test_configuration_files_reach_their_phases():
+    files = {"sft_config": "a.yaml", "reward_config": "b.yaml", "policy_config": "c.yaml"}
+    for phase, name in (("sft", "a"), ("reward", "b"), ("ppo", "c")):
+        assert f"--config {name}.yaml" in options_of(phase, **files)
+        assert f"--config runs/chatbot/data/{phase}.yaml" in options_of(phase, **files, **DATA)  # without the data
+    assert "configs/ppo_chatbot_demo.yaml" in options_of("ppo") and "--config" not in options_of("ppo", model_name="m")
+    chosen = options_of("sft", use_peft=True, configs={"sft": {"lora_target_modules": ["q_proj"]}})
+    assert "--use_peft" in chosen and "all-linear" not in chosen
+
+
+def test_quantized_policies_are_evaluated_quantized():
+    assert "--load_in_4bit" in options_of("evaluation", use_peft=True, load_in_4bit=True)
+    assert "--load_in" not in options_of("evaluation")
 
 
 @pytest.mark.parametrize(
@@ -75,6 +90,7 @@ def test_data_reach_their_phases():
         ({"algorithm": "dpo", "ppo_epochs": 4}, "--ppo_epochs has no effect with --algorithm dpo"),
         ({"algorithm": "best_of_n", "policy_config": "x.yaml"}, "--policy_config has no effect"),
         ({"load_in_8bit": True}, "add --use_peft"),
+        ({"load_in_8bit": True, "load_in_4bit": True, "use_peft": True}, "exclude each other"),
         ({"sft_dataset": "a.jsonl"}, "name all three or none"),
         ({"eval_prompt_dataset": "a.jsonl"}, "--eval_prompt_dataset has no effect"),
         ({"algorithm": "best_of_n", "best_of": 1}, "at least 2 answers"),
@@ -87,13 +103,17 @@ def test_options_without_effect_are_refused(settings, message):
 
 
 def test_a_local_file_that_changes_makes_another_run(tmp_path):
-    for name in "abc":
-        (tmp_path / f"{name}.jsonl").write_text("{}")
-    args = ChatbotArguments(**{key: str(tmp_path / value) for key, value in DATA.items()})
+    for name in ("a.jsonl", "b.jsonl", "c.jsonl", "sft.yaml"):
+        (tmp_path / name).write_text("seed: 1")
+    named = {key: str(tmp_path / value) for key, value in DATA.items()} | {"sft_config": str(tmp_path / "sft.yaml")}
+    args = ChatbotArguments(**named)
     before = args.settings()
-    (tmp_path / "a.jsonl").write_text('{"more": 1}')
-    assert args.settings() != before
-    assert "output_dir" not in before
+    assert args.settings() == before and "output_dir" not in before
+    for name in ("a.jsonl", "sft.yaml"):
+        (tmp_path / name).write_text("seed: 2")  # of the same length
+        after = args.settings()
+        assert [key for key in after if after[key] != before[key]] == [f"contents of {tmp_path / name}"]
+        before = after
 
 
 def test_metrics_at_the_end_are_means_over_the_last_quarter():

@@ -1,0 +1,206 @@
+"""The data and YAML files of `recipes/chatbot_rlhf.py`, checked before anything trains.
+
+All phases chat, so all of them must read turns: of plain text one recipe makes turns and another does not. What they
+read is written into `data/` of the output folder, plain text as turns and conversations as they are, with the rows to
+evaluate on beside those to train on.
+"""
+
+import os
+import runpy
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import is_dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, get_type_hints
+
+import yaml
+from datasets import Dataset
+
+from .arguments import ArgumentError, RecipeArguments, RecipeParser
+from .data import load_preference_splits
+from .data_checks import DataError
+from .demonstrations import as_messages, load_demonstration_splits
+from .evaluation.prompts import load_evaluation_prompts
+from .output_files import write_jsonl, write_whole
+from .pipeline import LAUNCHED, RECIPES
+from .prompts import load_prompt_splits
+
+if TYPE_CHECKING:
+    from .chatbot import ChatbotArguments
+
+Row = dict[str, Any]
+Config = Mapping[str, Any]
+ANSWER = "\n\nAssistant:"  # of a transcript
+# What the YAML file of a phase must leave to the run, because phases share it or depend on it.
+SETTLED = {"model_name_or_path", "dataset_name", "output_dir", "resume_from_checkpoint", "seed"}
+SETTLED |= {"use_peft", "load_in_8bit", "load_in_4bit", "chat_template_path", "as_chat"}
+SETTLED |= {"save_strategy", "save_steps", "save_total_limit"}
+SETTLED |= {"reward_model", "reward_adapter", "critic", "critic_path"}
+# What it may say about data. Data of one's own are divided here, and the phase gets the parts.
+DATA_KEYS = ("dataset_config", "dataset_train_split", "dataset_test_split", "eval_dataset_name", "eval_fraction")
+DATA_KEYS += ("max_train_samples", "max_eval_samples", "dataset_streaming")
+
+
+def train_path(output_dir: str, phase: str) -> str:
+    """Return the file of the rows that a phase trains on."""
+    return str(Path(output_dir, "data", f"{phase}-train.jsonl"))
+
+
+def held_out_path(output_dir: str, phase: str) -> str:
+    """Return the file of the rows that a phase evaluates on."""
+    return str(Path(output_dir, "data", f"{phase}-eval.jsonl"))
+
+
+def config_path(output_dir: str, phase: str) -> str:
+    """Return the YAML file of a phase without what it says about data, which is done."""
+    return str(Path(output_dir, "data", f"{phase}.yaml"))
+
+
+def read_configs(files: Mapping[str, str]) -> dict[str, Config]:
+    """Read the YAML files of phases, and check that their recipes know what they say and the run does not contradict.
+
+    Args:
+        files: Phase and path.
+
+    Raises:
+        ArgumentError: A file that cannot be read, an unknown key, or one that the run sets itself.
+    """
+    configs = {}
+    for phase, path in files.items():
+        try:
+            config = yaml.safe_load(Path(path).read_text(encoding="utf-8")) or {}
+        except OSError as error:
+            raise ArgumentError(f"{path}: it cannot be read ({error.strerror}). Check the path.") from error
+        except (UnicodeDecodeError, yaml.YAMLError) as error:
+            raise ArgumentError(f"{path}: it is not valid YAML ({' '.join(str(error).split())}).") from error
+        if not isinstance(config, dict):
+            raise ArgumentError(f"{path}: it must hold options, as `name: value`.")
+        if settled := sorted(SETTLED & config.keys()):
+            raise ArgumentError(
+                f"{path}: {', '.join(settled)} cannot be set for one phase: remove it. Model, data, seed, adapters and "
+                "quantization are options of the command itself."
+            )
+        try:
+            _parser(f"{phase}.py").set_defaults_with_config(**config)
+        except ArgumentError as error:
+            raise ArgumentError(f"{path}: {str(error).removeprefix('--config: ')}") from error
+        configs[phase] = config
+    return configs
+
+
+def _parser(recipe: str) -> RecipeParser:
+    """Return the parser of a recipe's options, which are the dataclasses that its `main` takes."""
+    main = runpy.run_path(str(RECIPES / recipe))["main"]
+    return RecipeParser([kind for kind in get_type_hints(main).values() if is_dataclass(kind)], allow_abbrev=False)
+
+
+def load_data(args: "ChatbotArguments", configs: Mapping[str, Config]) -> dict[str, tuple[Dataset, Dataset]]:
+    """Load and check all data of one's own.
+
+    Args:
+        args: The command line, with an output folder.
+        configs: As `read_configs` returns them.
+
+    Returns:
+        For each phase that trains its rows to train and to evaluate on; nothing where an earlier start has written all
+        of them, or the demo's data are used.
+
+    Raises:
+        DataError: Bad rows.
+    """
+    sources = _sources(args)
+    if all(Path(held_out_path(args.output_dir, phase)).is_file() for phase in sources):  # written last
+        return {}
+    with _alone():
+        load_evaluation_prompts(args.eval_prompt_dataset or args.prompt_dataset)
+        return {phase: _load(phase, source, configs.get(phase, {}), args) for phase, source in sources.items()}
+
+
+def write_data(
+    args: "ChatbotArguments", configs: Mapping[str, Config], loaded: Mapping[str, tuple[Dataset, Dataset]]
+) -> None:
+    """Write what `load_data` returned as the files that the phases read, and their YAML files without the data.
+
+    Raises:
+        DataError: Plain text of which no turns can be made.
+    """
+    for phase, parts in loaded.items():
+        Path(args.output_dir, "data").mkdir(exist_ok=True)
+        if phase in configs:
+            kept = {key: value for key, value in configs[phase].items() if key not in DATA_KEYS}
+            write_whole(Path(config_path(args.output_dir, phase)), yaml.safe_dump(kept, sort_keys=False))
+        for path, rows in zip((train_path, held_out_path), parts, strict=True):
+            turns = (as_turns(row, source=_sources(args)[phase]) for row in rows)
+            write_jsonl(Path(path(args.output_dir, phase)), turns)
+
+
+def _sources(args: "ChatbotArguments") -> dict[str, str]:
+    """Return the name of the data of each phase that trains, unless they are the demo's."""
+    if args.is_demo:
+        return {}
+    sources = {"sft": args.sft_dataset, "reward": args.preference_dataset}
+    if args.algorithm != "best_of_n":
+        sources[args.algorithm] = args.prompt_dataset if args.algorithm == "ppo" else args.preference_dataset
+    return sources
+
+
+def _load(phase: str, source: str, config: Config, args: "ChatbotArguments") -> tuple[Dataset, Dataset]:
+    """Load and check what a phase trains and evaluates on, as its recipe does, and say what becomes of plain text."""
+    if config.get("dataset_streaming"):
+        raise DataError("a run of all phases reads it as a whole.", "Drop dataset_streaming.", source=source)
+    named = RecipeArguments(source, **{key: config[key] for key in DATA_KEYS if key in config})
+    if phase == "sft":
+        text_column = config.get("dataset_text_field", "text")
+        parts = load_demonstration_splits(named, text_column=text_column, seed=args.seed)
+    elif phase == "ppo":
+        parts = load_prompt_splits(named, seed=args.seed)
+    else:
+        extra = config.get("extra_columns") or []
+        extra = [extra] if isinstance(extra, str) else extra
+        optional = ["margin"] if phase == "reward" else []
+        parts = load_preference_splits(named, extra_columns=extra, optional_columns=optional, seed=args.seed)
+    kept = parts[0][0]
+    if kept != as_turns(kept, source=source):
+        print(f"{source}: plain text becomes turns of a chat, as all phases chat.")
+    elif any(isinstance(value, str) for value in kept.values()):
+        print(f"{source}: text without a prompt is trained on as it is, and not as turns of a chat.")
+    return parts
+
+
+def as_turns(row: Row, *, source: str) -> Row:
+    """Return a row with its plain prompt and completions as messages; one of messages, or of text alone, as it is.
+
+    Args:
+        row: Of demonstrations, preference pairs or prompts.
+        source: What to call the rows.
+
+    Raises:
+        DataError: A pair without a prompt, in which nothing says where the answers begin.
+    """
+    answers = [column for column in ("completion", "chosen", "rejected") if isinstance(row.get(column), str)]
+    if "chosen" in answers and "prompt" not in row:
+        row = row | _without_prompt(row["chosen"], row["rejected"], source)
+    if not isinstance(row.get("prompt"), str):
+        return row
+    said = {column: [{"role": "assistant", "content": row[column]}] for column in answers}
+    return row | {"prompt": as_messages(row["prompt"])} | said
+
+
+def _without_prompt(chosen: str, rejected: str, source: str) -> Row:
+    """Return prompt and answers of two transcripts that begin with the same turns."""
+    end = chosen.rfind(ANSWER) + len(ANSWER)
+    if end < len(ANSWER) or chosen[:end] != rejected[:end]:
+        problem = "a pair of plain text without a prompt does not show where its answers begin."
+        fix = "Add a column 'prompt', or write both as transcripts, '\\n\\nHuman: ...\\n\\nAssistant: ...'."
+        raise DataError(problem, fix, source=source, column="chosen")
+    return {"prompt": chosen[:end], "chosen": chosen[end:].strip(), "rejected": rejected[end:].strip()}
+
+
+@contextmanager
+def _alone() -> Iterator[None]:
+    """Hide the launcher from Accelerate, which would wait for the other processes; these load nothing here."""
+    hidden = {name: os.environ.pop(name) for name in LAUNCHED if name in os.environ}
+    try:
+        yield
+    finally:
+        os.environ.update(hidden)

@@ -43,7 +43,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     from .data_checks import DataError  # these imports take seconds, which --help should not
     from .formatting import InputError
     from .reward_loading import RewardModelError
-    from .reward_model import TruncationWarning
+    from .text_scorer import TruncationWarning
 
     try:
         with warnings.catch_warnings():

@@ -14,22 +14,7 @@ HEAD_NAMES = ("score", "classifier")  # what Transformers calls the last layer o
 _INSTALLED = "_pools_by_attention_mask"
 
 
-class PoolingHandle:
-    """What `pool_by_attention_mask` installed on a model; `remove` takes it off again."""
-
-    def __init__(self, module: nn.Module, hooks: list[torch.utils.hooks.RemovableHandle]) -> None:
-        self._module, self._hooks = module, hooks
-
-    def remove(self) -> None:
-        """Restore the model's own way to find the last token."""
-        for hook in self._hooks:
-            hook.remove()
-        self._hooks = []
-        if getattr(self._module, _INSTALLED, None) is self:
-            delattr(self._module, _INSTALLED)
-
-
-def pool_by_attention_mask(model: nn.Module) -> PoolingHandle:
+def pool_by_attention_mask(model: nn.Module) -> None:
     """Make a sequence-classification model read its score at the last position that the attention mask keeps.
 
     The logit found there is put at every position, so that whichever one the model picks is the right one. Training,
@@ -45,12 +30,9 @@ def pool_by_attention_mask(model: nn.Module) -> PoolingHandle:
     """
     module = classification_module(model)
     if not hasattr(module, _INSTALLED):
-        hooks = [
-            module.register_forward_pre_hook(_before_forward, with_kwargs=True),
-            module.register_forward_hook(_after_forward, always_call=True),
-        ]
-        setattr(module, _INSTALLED, PoolingHandle(module, hooks))
-    return getattr(module, _INSTALLED)
+        module.register_forward_pre_hook(_before_forward, with_kwargs=True)
+        module.register_forward_hook(_after_forward, always_call=True)
+        setattr(module, _INSTALLED, True)
 
 
 def classification_module(model: nn.Module) -> nn.Module:
@@ -60,17 +42,28 @@ def classification_module(model: nn.Module) -> nn.Module:
         ValueError: There is no head of a known name.
     """
     module = model.get_base_model() if hasattr(model, "get_base_model") else model
-    if not any(hasattr(module, name) for name in HEAD_NAMES):
-        raise ValueError(
-            f"{type(module).__name__} has no head named {' or '.join(HEAD_NAMES)}: it is no sequence-classification "
-            "model. Load it with AutoModelForSequenceClassification and num_labels=1."
-        )
+    head_name(module)
     return module
+
+
+def head_name(module: nn.Module) -> str:
+    """Return what the head is called in what `classification_module` returns.
+
+    Raises:
+        ValueError: There is no head of a known name.
+    """
+    for name in HEAD_NAMES:
+        if hasattr(module, name):
+            return name
+    raise ValueError(
+        f"{type(module).__name__} has no head named {' or '.join(HEAD_NAMES)}: it is no sequence-classification model. "
+        "Load it with AutoModelForSequenceClassification and num_labels=1."
+    )
 
 
 def head_of(module: nn.Module) -> nn.Module:
     """Return the head of what `classification_module` returned; under PEFT, the wrapper around its copies."""
-    return next(getattr(module, name) for name in HEAD_NAMES if hasattr(module, name))
+    return getattr(module, head_name(module))
 
 
 def _before_forward(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:

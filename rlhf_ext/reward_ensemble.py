@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from .formatting import Example
-from .text_scorer import TextScorer
+from .text_scorer import TextScorer, truncation_collected, warn_of_truncation
 
 Reduction = Literal["mean", "min", "mean_minus_std"]
 
@@ -23,7 +23,9 @@ class RewardModelEnsemble(TextScorer):
     - `"mean_minus_std"`: mean - k * standard deviation, where the deviation is that of the M scores (divided by M),
       0 for a single model.
 
-    Scores should be on one scale: train the models alike. The temperature is the mean of the models' temperatures.
+    Scores should be on one scale: train the models alike. The temperature is the mean of the models' temperatures. That
+    is a guess, because a mean of scores is surer than each of them: for probabilities to believe, set `temperature` to
+    what `evaluation.reward.fit_temperature` finds on the score differences of held-out pairs.
 
     Args:
         models: The reward models; their tokenizers may differ.
@@ -58,7 +60,10 @@ class RewardModelEnsemble(TextScorer):
         self.temperature = sum(model.temperature for model in models) / len(models)
 
     def _scores(self, examples: Sequence[Example], batch_size: int | None, allow_empty_completion: bool) -> Tensor:
-        scores = torch.stack([model._scores(examples, batch_size, allow_empty_completion) for model in self.models])
+        with truncation_collected() as messages:
+            scores = torch.stack([model._scores(examples, batch_size, allow_empty_completion) for model in self.models])
+        for message in messages:  # once, where the members say the same
+            warn_of_truncation(message)
         if self.reduction == "min":
             return scores.amin(dim=0)
         mean = scores.mean(dim=0)

@@ -1,14 +1,11 @@
 """Loading a reward model from a folder or the Hub so that its scores are those of training, or saying why not."""
 
-import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
-import transformers
 from peft import PeftConfig, PeftModel, get_peft_model_state_dict, load_peft_weights
+from peft.utils import ModulesToSaveWrapper
 from torch import nn
 from transformers import (
     AutoConfig,
@@ -22,8 +19,10 @@ from transformers import (
 from transformers.utils import cached_file
 from transformers.utils.peft_utils import find_adapter_config_file
 
-from .pooling import HEAD_NAMES, classification_module, head_of
-from .reward_settings import FILE_NAME, RewardModelSettings
+from .base_fingerprint import base_fingerprint
+from .pooling import HEAD_NAMES, head_name
+from .reward_layers import cast_inputs, layers_to_save, quiet, trained_copy, unquantized
+from .reward_settings import FILE_NAME, RewardModelSettings, dtype_name
 
 LANGUAGE_MODELS = ("ForCausalLM", "LMHeadModel", "ForConditionalGeneration", "ForMaskedLM")
 HOW_TO_TRAIN = "Train a reward model from it with recipes/reward.py (RewardTrainer), and load that run's folder."
@@ -103,40 +102,49 @@ def load_model(
     if adapter is None:
         if base_model is not None:
             raise RewardModelError(f"{path} is a full model, so base_model={base_model!r} has no effect. Drop it.")
-        return _load_classifier(path, options | {"revision": revision})
-    return _load_adapter(path, revision, base_model, options)
+        model, missing = _load_classifier(path, options | {"revision": revision})
+        heads = [key for key in missing if key.startswith(HEAD_NAMES)]
+        if heads:
+            raise RewardModelError(f"{path}: the checkpoint has no reward head ({', '.join(heads)}). {HOW_TO_TRAIN}")
+        if missing:
+            raise RewardModelError(f"{path}: weights are missing from the checkpoint ({_shorten(missing)}).")
+        return model
+    trained = settings.dtype, bool(settings.quantization)
+    fingerprint = settings.base if (dtype_name(options["dtype"]), bool(quantization_config)) == trained else None
+    return _load_adapter(path, revision, base_model, options, fingerprint)
 
 
-def _load_classifier(path: str, options: dict[str, Any], *, head_comes_later: bool = False) -> PreTrainedModel:
-    """Load a sequence-classification model with one output."""
+def _load_classifier(path: str, options: dict[str, Any], *, is_base: bool = False) -> tuple[PreTrainedModel, list[str]]:
+    """Load a sequence-classification model with one output; return it and the names of weights that it lacks.
+
+    Args:
+        path: Folder or name on the Hub.
+        options: For `from_pretrained`.
+        is_base: Whether an adapter will make it a reward model, and bring what it lacks.
+    """
     options = dict(options)
     known = {key: options[key] for key in ("revision", "trust_remote_code") if key in options}
     try:
         config = AutoConfig.from_pretrained(path, **known)
     except (OSError, ValueError) as error:
         raise RewardModelError(_no_such_model(path, error)) from error
-    if not head_comes_later:
+    if not is_base:
         _check_config(path, config)
     quantization = options.pop("quantization_config")
-    if getattr(config, "quantization_config", None) is not None:
-        if quantization is False:
-            raise RewardModelError(f"{path}: the checkpoint is quantized, so quantization_config=False has no effect.")
-    elif quantization:
-        options["quantization_config"] = quantization  # absent, not None, which would override the checkpoint's own
+    is_quantized = getattr(config, "quantization_config", None) is not None
+    if is_quantized and quantization is False:
+        raise RewardModelError(f"{path}: the checkpoint is quantized, so quantization_config=False has no effect.")
     try:
-        with _quiet():
+        if quantization and not is_quantized:  # else absent, not None, which would override the checkpoint's own
+            options["quantization_config"] = unquantized(quantization, layers_to_save(path, **known))
+        with quiet():
             model, report = AutoModelForSequenceClassification.from_pretrained(
                 path, num_labels=1, output_loading_info=True, **options
             )
+        head_name(model)
     except (OSError, ValueError, RuntimeError) as error:
         raise RewardModelError(f"{path}: it cannot be loaded as a reward model ({_first_line(error)}).") from error
-    missing = sorted(report["missing_keys"])
-    heads = [key for key in missing if key.startswith(HEAD_NAMES)]
-    if heads and not head_comes_later:
-        raise RewardModelError(f"{path}: the checkpoint has no reward head ({', '.join(heads)}). {HOW_TO_TRAIN}")
-    if set(missing) - set(heads):
-        raise RewardModelError(f"{path}: weights are missing from the checkpoint ({_shorten(missing)}).")
-    return model.eval()
+    return model.eval(), sorted(report["missing_keys"])
 
 
 def _check_config(path: str, config: PretrainedConfig) -> None:
@@ -150,7 +158,9 @@ def _check_config(path: str, config: PretrainedConfig) -> None:
         )
 
 
-def _load_adapter(path: str, revision: str | None, base_model: str | None, options: dict[str, Any]) -> PeftModel:
+def _load_adapter(
+    path: str, revision: str | None, base_model: str | None, options: dict[str, Any], fingerprint: str | None
+) -> PeftModel:
     config = PeftConfig.from_pretrained(path, revision=revision)
     if config.task_type != "SEQ_CLS":
         raise RewardModelError(
@@ -160,18 +170,24 @@ def _load_adapter(path: str, revision: str | None, base_model: str | None, optio
     if not base_name:
         raise RewardModelError(f"{path}: the adapter does not say which base it belongs to. Pass `base_model=`.")
     try:
-        base = _load_classifier(base_name, options | {"revision": config.revision}, head_comes_later=True)
+        base, missing = _load_classifier(base_name, options | {"revision": config.revision}, is_base=True)
     except RewardModelError as error:
         hint = "" if base_model else " This is the base that the adapter names; pass `base_model=` if it has moved."
         raise RewardModelError(f"{path}: {error}{hint}") from error
     saved = load_peft_weights(path, device="cpu", **({"revision": revision} if revision else {}))
-    if not any(_is_head(key) for key in saved):
+    own = {key.removeprefix("base_model.").removeprefix("model.") for key in saved}
+    if not any(key.startswith(f"{head_name(base)}.") for key in own):
         raise RewardModelError(
             f"{path}: the adapter holds no reward head. It must be among `modules_to_save` in training, which "
             f"task_type='SEQ_CLS' sees to. {HOW_TO_TRAIN}"
         )
+    if lost := [key for key in missing if key not in own]:
+        raise RewardModelError(
+            f"{path}: neither {base_name} nor the adapter holds {_shorten(lost)}. These layers must be among "
+            f"`modules_to_save` in training, which RewardTrainer sees to. {HOW_TO_TRAIN}"
+        )
     try:
-        with _quiet():
+        with quiet():
             model = PeftModel.from_pretrained(base, path, config=config, autocast_adapter_dtype=False)
     except (ValueError, RuntimeError, KeyError) as error:
         raise RewardModelError(_another_base(path, base_name, _first_line(error))) from error
@@ -179,12 +195,11 @@ def _load_adapter(path: str, revision: str | None, base_model: str | None, optio
     if set(saved) != set(expected):
         differing = sorted(set(saved) ^ set(expected))
         raise RewardModelError(_another_base(path, base_name, f"of one only: {_shorten(differing)}"))
+    if fingerprint is not None and base_fingerprint(model) != fingerprint:
+        reason = "its weights are others; delete 'base' from reward_model.json if you want this one all the same"
+        raise RewardModelError(_another_base(path, base_name, reason))
     _take_exactly(model, saved)
     return model.eval()
-
-
-def _is_head(key: str) -> bool:
-    return any(f".{name}." in key and "lora_" not in key for name in HEAD_NAMES)
 
 
 def _another_base(path: str, base: str, reason: str) -> str:
@@ -200,9 +215,9 @@ def _take_exactly(model: PeftModel, saved: dict[str, torch.Tensor]) -> None:
         key = name.replace(".modules_to_save.default", "").replace(".default", "")
         if key in saved and "original_module" not in name:
             parameter.data = saved[key].to(parameter.device)
-    head = head_of(classification_module(model))
-    dtype = list(head.parameters())[-1].dtype
-    head.register_forward_pre_hook(lambda module, args: (args[0].to(dtype), *args[1:]))
+    for module in model.modules():
+        if isinstance(module, ModulesToSaveWrapper):
+            cast_inputs(trained_copy(module))
 
 
 def check_weights(model: nn.Module) -> None:
@@ -234,23 +249,6 @@ def choose_device(device: str | torch.device | None) -> torch.device:
         return torch.empty(0, device=device).device
     except (RuntimeError, AssertionError) as error:
         raise RewardModelError(f"there is no device {str(device)!r} here ({_first_line(error)}).") from error
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Silence what Transformers and PEFT show while loading: what matters of it becomes an error here."""
-    verbosity = transformers.logging.get_verbosity()
-    bars = transformers.logging.is_progress_bar_enabled()
-    transformers.logging.set_verbosity_error()
-    transformers.logging.disable_progress_bar()
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        transformers.logging.set_verbosity(verbosity)
-        if bars:
-            transformers.logging.enable_progress_bar()
 
 
 def _first_line(error: Exception) -> str:

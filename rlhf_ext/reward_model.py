@@ -1,6 +1,5 @@
 """`RewardModel`: scores of texts, comparisons and rankings, fast, and the same for a text whatever comes with it."""
 
-import warnings
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -11,8 +10,10 @@ from peft import PeftModel
 from torch import Tensor, nn
 from transformers import BitsAndBytesConfig, PreTrainedModel, PreTrainedTokenizerBase
 
+from .base_fingerprint import base_fingerprint
+from .context import context_length
 from .formatting import Example, InputError, check_says_something, count_prompt_tokens, tokenize
-from .pooling import classification_module, head_of, pool_by_attention_mask
+from .pooling import classification_module, pool_by_attention_mask
 from .quantization import keep_gradients_on_cpu
 from .reward_loading import (
     RewardModelError,
@@ -23,15 +24,11 @@ from .reward_loading import (
     load_settings,
     load_tokenizer,
 )
-from .reward_settings import RewardModelSettings
+from .reward_settings import RewardModelSettings, dtype_name
 from .scoring import can_reuse_prompts, plan_batches, run_batches
-from .text_scorer import TextScorer
+from .text_scorer import TextScorer, warn_of_truncation
 
 CPU_TOKENS, ACCELERATOR_TOKENS = 4096, 16384  # in a batch
-
-
-class TruncationWarning(UserWarning):
-    """Texts were longer than a reward model takes."""
 
 
 class RewardModel(TextScorer):
@@ -94,7 +91,7 @@ class RewardModel(TextScorer):
         if config.pad_token_id is None:  # Transformers refuses a batch without one; which it is does not matter here
             config.pad_token_id = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else 0
         self._pad_token_id, self._embeddings = config.pad_token_id, module.get_input_embeddings().num_embeddings
-        self.max_length = self._choose_max_length(max_length, getattr(config, "max_position_embeddings", None))
+        self.max_length = self._choose_max_length(max_length, context_length(module))
         self.reuse_prompts = reuse_prompts and can_reuse_prompts(model)
         pool_by_attention_mask(model)
         keep_gradients_on_cpu(model)  # the same kernels as in training, and weights that are saved as they were loaded
@@ -175,14 +172,16 @@ class RewardModel(TextScorer):
         replace(
             self.settings,
             quantization=None if quantization is None else quantization.to_dict(),
-            dtype=str(module.dtype).removeprefix("torch."),
+            dtype=dtype_name(module.dtype),
+            base=base_fingerprint(self.model) if isinstance(self.model, PeftModel) else None,
         ).save(path)
 
     def merge(self) -> "RewardModel":
         """Fold the adapter into the base's weights, in place, and return this reward model, now without adapter.
 
         Raises:
-            RewardModelError: There is no adapter, or the base is quantized, where merging would change the scores.
+            RewardModelError: There is no adapter, or the base is quantized or below float32, where merging would change
+                the scores.
         """
         if not isinstance(self.model, PeftModel):
             raise RewardModelError("there is no adapter to merge.")
@@ -191,8 +190,13 @@ class RewardModel(TextScorer):
                 "merging into quantized weights would round the adapter away. Load with quantization_config=False and "
                 "merge then; the scores change by what quantization had changed."
             )
+        if self.model.dtype.itemsize < 4:
+            raise RewardModelError(
+                f"merging into {dtype_name(self.model.dtype)} weights would round the adapter and the head. Load with "
+                "dtype='float32' and merge then; the scores change by what the dtype had rounded."
+            )
         self.model = self.model.merge_and_unload()
-        head_of(self.model).to(self.model.dtype)
+        self.model.to(self.model.dtype)
         pool_by_attention_mask(self.model)
         return self
 
@@ -254,11 +258,9 @@ class RewardModel(TextScorer):
                 cut += 1
             kept.append(ids)
         if cut:
-            warnings.warn(
+            warn_of_truncation(
                 f"{cut} of {len(examples)} texts are longer than max_length={self.max_length} tokens and lose their "
-                "beginning, the oldest part of the prompt first.",
-                TruncationWarning,
-                stacklevel=4,
+                "beginning, the oldest part of the prompt first."
             )
         return kept
 

@@ -6,7 +6,14 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
+import torch
+
 FILE_NAME = "reward_model.json"
+
+
+def dtype_name(dtype: torch.dtype | str) -> str:
+    """Return a dtype as the settings name it, such as `"float32"`."""
+    return str(dtype).removeprefix("torch.")
 
 
 @dataclass(frozen=True)
@@ -19,6 +26,7 @@ class RewardModelSettings:
         max_length: The `max_length` of training, in tokens.
         quantization: The bitsandbytes configuration of the base, as a dict.
         dtype: The dtype of the base's weights, such as `"float32"`.
+        base: What `base_fingerprint` says of an adapter's base, in this dtype and quantization.
 
     Raises:
         ValueError: A value is impossible.
@@ -29,6 +37,7 @@ class RewardModelSettings:
     max_length: int | None = None
     quantization: dict[str, Any] | None = None
     dtype: str | None = None
+    base: str | None = None
 
     def __post_init__(self) -> None:
         for name, low in (("score_offset", -math.inf), ("temperature", 0.0)):

@@ -1,7 +1,10 @@
 """What follows from scores: comparisons, rankings, the best of several, and the form of a TRL reward function."""
 
+import sys
+import warnings
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, TypeVar
 
 import torch
@@ -10,6 +13,32 @@ from torch import Tensor
 from .formatting import Example, InputError, Place, Text, parse, parse_answers
 
 Completion = TypeVar("Completion")
+
+
+class TruncationWarning(UserWarning):
+    """Texts were longer than a reward model takes."""
+
+
+def warn_of_truncation(message: str) -> None:
+    """Warn at the line outside this package from which a scorer was called, by whichever of its methods."""
+    level, frame = 1, sys._getframe()
+    while frame is not None and frame.f_globals.get("__name__", "").startswith(f"{__package__}."):
+        level, frame = level + 1, frame.f_back
+    warnings.warn(message, TruncationWarning, stacklevel=level)
+
+
+@contextmanager
+def truncation_collected() -> Iterator[list[str]]:
+    """Put what `warn_of_truncation` says inside into the list, each message once; other warnings are shown as ever."""
+    messages: list[str] = []
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always", TruncationWarning)
+        yield messages
+    for warning in caught:
+        if issubclass(warning.category, TruncationWarning):
+            messages += [str(warning.message)] * (str(warning.message) not in messages)
+        else:
+            warnings.warn_explicit(warning.message, warning.category, warning.filename, warning.lineno)
 
 
 class TextScorer(ABC):
@@ -62,7 +91,8 @@ class TextScorer(ABC):
         Returns:
             A dict with `preference` ("a" or "b"; "a" where both are equal), `confidence` (|score_a - score_b|),
             `score_a`, `score_b`, `score_diff` (score_a - score_b) and `probability` (that a is preferred: sigmoid of
-            the difference over the calibrated temperature). Two lists give a list.
+            the difference over the calibrated temperature, which is 1 where none was fitted: without an evaluation set,
+            and in the checkpoints of a run). Two lists give a list.
 
         Raises:
             InputError: As in `score`; or the two lists differ in length.

@@ -19,11 +19,11 @@ from transformers import (
     LlamaForSequenceClassification,
 )
 
-from rlhf_ext import RewardModel
+from rlhf_ext import RewardModel, RewardModelEnsemble
 from rlhf_ext.formatting import InputError
 from rlhf_ext.reward_loading import RewardModelError
-from rlhf_ext.reward_model import TruncationWarning
 from rlhf_ext.reward_settings import RewardModelSettings
+from rlhf_ext.text_scorer import TruncationWarning
 from rlhf_ext.trainers.reward_head import keep_in_float32
 
 QUESTION = [{"role": "user", "content": "How do I boil an egg?"}]
@@ -127,6 +127,23 @@ def test_batch_composition_never_changes_a_score_over_8_bit_weights(model_name, 
     assert model.score(TEXTS) == alone
     together = model.score(TEXTS, batch_size=6)  # asked for, and faster
     assert together != alone and together == pytest.approx(alone, abs=0.1)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "tolerance"), [(torch.float32, 5e-5), (torch.bfloat16, 0.3)], ids=["float32", "bfloat16"]
+)
+def test_batch_composition_over_4_bit_weights_matters_as_much_as_the_arithmetic(
+    dtype, tolerance, model_name, tokenizer
+):
+    """Unlike 8 bit, which rounds a text by the numbers of the others, 4 bit is plain arithmetic in its dtype."""
+    quantization = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_compute_dtype=dtype)
+    base = AutoModelForSequenceClassification.from_pretrained(
+        model_name, num_labels=1, dtype=dtype, quantization_config=quantization
+    )
+    model = RewardModel(with_lora(base), tokenizer)
+    alone = [model.score(text) for text in TEXTS]
+    assert model.score(TEXTS, batch_size=1) == alone
+    assert model.score(TEXTS) == pytest.approx(alone, abs=tolerance)
 
 
 @pytest.mark.parametrize("side", ["left", "right"])
@@ -282,10 +299,16 @@ def test_merging_the_adapter_keeps_the_scores(dtype, tolerance, fresh, tokenizer
         merged.merge()
 
 
-def test_merging_into_quantized_weights_is_refused(fresh, tokenizer):
-    model = with_lora(fresh(quantization_config=BitsAndBytesConfig(load_in_8bit=True)))
-    with pytest.raises(RewardModelError, match="quantization_config=False"):
-        RewardModel(model, tokenizer).merge()
+@pytest.mark.parametrize(
+    ("options", "fix"),
+    [
+        ({"quantization_config": BitsAndBytesConfig(load_in_8bit=True)}, "quantization_config=False"),
+        ({"dtype": torch.bfloat16}, "merging into bfloat16 weights .* dtype='float32'"),
+    ],
+)
+def test_merging_into_weights_that_round_is_refused(options, fix, fresh, tokenizer):
+    with pytest.raises(RewardModelError, match=fix):
+        RewardModel(with_lora(fresh(**options)), tokenizer).merge()
 
 
 def test_quantization_of_training_can_be_overridden(fresh, tokenizer, tmp_path, reward_model):
@@ -350,6 +373,11 @@ def test_too_long_texts_lose_their_beginning_with_one_warning(fresh, tokenizer):
     with pytest.warns(TruncationWarning, match="2 of 3 texts are longer than max_length=20 tokens") as caught:
         scores = model.score([long, "Short.", ("Hello " * 5, "word " * 30 + "How do I boil an egg?")])
     assert len(caught) == 1 and caught[0].filename == __file__
+    for scorer in (model, RewardModelEnsemble([model, RewardModelEnsemble([model])])):
+        for call in (scorer.rank, lambda texts, scorer=scorer: scorer.best_of_n("Hello.", texts)):
+            with pytest.warns(TruncationWarning, match="1 of 2 texts") as caught:
+                call([long, "Short."])
+            assert [warning.filename for warning in caught] == [__file__]  # once for a whole ensemble
     assert scores[0] == pytest.approx(scores[2], abs=1e-5)  # the same twenty tokens remain
     with warnings.catch_warnings():
         warnings.simplefilter("error")
@@ -465,6 +493,25 @@ def test_adapter_of_another_base_is_refused(other, fresh, tokenizer, tmp_path):
     LlamaForSequenceClassification(config).save_pretrained(tmp_path / "base")
     with pytest.raises(RewardModelError, match="it was trained on another base"):
         RewardModel.from_pretrained(tmp_path / "adapter", base_model=tmp_path / "base")
+
+
+@pytest.mark.parametrize("bits", [None, 8])
+def test_adapter_of_a_twin_of_its_base_is_refused(bits, fresh, tokenizer, tmp_path, reward_folder):
+    """Of the same shape, and not far away: a fine-tuned base, say."""
+    options = {"quantization_config": BitsAndBytesConfig(**QUANTIZED[bits])} if bits else {}
+    saved = RewardModel(with_lora(fresh(**options)), tokenizer)
+    saved.save_pretrained(tmp_path / "adapter")
+    twin = fresh()
+    twin.model.norm.weight.data += 1e-3
+    twin.save_pretrained(tmp_path / "twin")
+    with pytest.raises(RewardModelError, match=r"trained on another base .*its weights are others; delete 'base'"):
+        RewardModel.from_pretrained(tmp_path / "adapter", base_model=tmp_path / "twin")
+    # In another dtype there is nothing to compare, and the base may be the one.
+    other = RewardModel.from_pretrained(tmp_path / "adapter", base_model=reward_folder, dtype="bfloat16")
+    assert other.score(TEXTS) == pytest.approx(saved.score(TEXTS), abs=0.2)
+    settings = tmp_path / "adapter/reward_model.json"
+    settings.write_text(json.dumps({"base": None}))
+    RewardModel.from_pretrained(tmp_path / "adapter", base_model=tmp_path / "twin")
 
 
 def test_base_that_has_moved_can_be_named(fresh, tokenizer, tmp_path, reward_folder):

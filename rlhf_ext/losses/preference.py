@@ -52,13 +52,6 @@ def _smooth(loss: Callable[[Tensor], Tensor], difference: Tensor, label_smoothin
     return (1 - label_smoothing) * loss(difference) + label_smoothing * loss(-difference)
 
 
-def _refuse_margin_column(extras: Mapping[str, Tensor], name: str) -> None:
-    if "margin" in extras:
-        raise ValueError(
-            f"The loss {name!r} does not read the column 'margin'. Use loss_type='margin', or remove the column."
-        )
-
-
 @register("preference_loss", "bradley_terry")
 def bradley_terry(
     chosen_rewards: Tensor, rejected_rewards: Tensor, *, extras: Mapping[str, Tensor], label_smoothing: float = 0.0
@@ -66,12 +59,12 @@ def bradley_terry(
     r"""The negative log-likelihood of the Bradley-Terry model, TRL's loss.
 
     $-\log \sigma(d)$ (Bradley and Terry 1952; Ouyang et al. 2022, https://huggingface.co/papers/2203.02155, eq. 1).
+    It reads no column: the trainer refuses one, such as `margin`, unless it is mixed with a loss that does.
 
     Raises:
-        ValueError: Wrong shapes, a column `margin`, which it would ignore, or `label_smoothing` outside [0, 0.5).
+        ValueError: Wrong shapes, or `label_smoothing` outside [0, 0.5).
     """
     difference = _score_difference(chosen_rewards, rejected_rewards, extras)
-    _refuse_margin_column(extras, "bradley_terry")
     return _smooth(lambda d: -F.logsigmoid(d), difference, label_smoothing)
 
 

@@ -1,123 +1,48 @@
-"""`RewardTrainer` and `RewardConfig`: TRL's, plus losses of one's own, a margin, and calibrated scores.
+"""`RewardTrainer`: TRL's, plus losses of one's own, a margin, and calibrated scores.
 
 How it works: TRL's `compute_loss` does the forward pass and every metric and returns the scores; the loss is computed
 from those. Scores are read at the last attended token, in training as in `RewardModel` (see `pooling.py`).
 """
 
+import logging
+import math
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from functools import partial
+from itertools import islice
 from typing import TYPE_CHECKING, Any, ClassVar
 
+import pyarrow.compute
 import torch
 import trl
 from accelerate.utils import is_peft_model
 from datasets import Dataset, IterableDataset
+from peft import PeftModel
 from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.trainer_utils import TrainOutput
 
+from ..base_fingerprint import base_fingerprint
+from ..context import context_length
+from ..data_checks import STREAMED_ROWS_CHECKED, DataError
 from ..losses.preference import centering
-from ..pooling import pool_by_attention_mask
+from ..pooling import classification_module, pool_by_attention_mask
 from ..quantization import keep_gradients_on_cpu
-from ..reward_settings import RewardModelSettings
-from .plugin_losses import (
-    bind_losses,
-    check_extras_of,
-    check_losses,
-    collate_with_extras,
-    parse_columns,
-    parse_loss_kwargs,
-    try_losses,
-)
-from .resume import StopsWhenComplete
-from .reward_head import add_head_dropout, initialize_head, keep_in_float32, reward_head
+from ..reward_layers import score_layer, unquantized
+from ..reward_settings import RewardModelSettings, dtype_name
+from .plugin_losses import check_extras_of, check_losses, collate_with_extras
+from .resume import ResumesExactly
+from .reward_config import RewardConfig
+from .reward_head import add_head_dropout, initialize_head, keep_in_float32
+from .reward_peft import check_adapter, layers_beside, whole_layers, with_layers
 
 if TYPE_CHECKING:
     from peft import PeftConfig
 
-
-@dataclass
-class RewardConfig(trl.RewardConfig):
-    r"""`trl.RewardConfig` with plugin losses, options of the reward head, and calibration.
-
-    Parameters:
-        loss_type (`list[str]`, *optional*, defaults to `["margin"]`):
-            Registered names (`rlhf_ext.list_plugins("preference_loss")`), `"package.module:function"` or
-            `"path/to/file.py:function"`. A list mixes them with the weights in `loss_weights`. TRL's own loss is
-            `"bradley_terry"`, or `"margin"` with `loss_kwargs={"margin": 0.0}` where the dataset has a column `margin`.
-        loss_weights (`list[float]`, *optional*):
-            One weight per loss; all 1 by default.
-        loss_kwargs (`dict[str, Any]`, *optional*):
-            Keywords for the losses. Each loss receives those that it takes; one that no loss takes is an error.
-        extra_columns (`list[str]`, *optional*):
-            Numeric dataset columns that losses find in `extras`. A column `margin` need not be named, as in TRL.
-        head_dropout (`float`, *optional*, defaults to `0.1`):
-            Dropout on the hidden state before the reward head. `disable_dropout` concerns the rest of the model.
-        head_init (`str`, *optional*):
-            How to initialise the reward head: `"normal"` (standard deviation 0.02) or `"inverse_sqrt"` (1 / sqrt(d + 1)
-            for hidden size d, Stiennon et al. 2020, https://huggingface.co/papers/2009.01325). By default it is left as
-            loaded.
-        calibrate (`bool`, *optional*, defaults to `True`):
-            Fit score offset and temperature on the evaluation set after training.
-    """
-
-    loss_type: list[str] = field(
-        default_factory=lambda: ["margin"],
-        metadata={
-            "help": "Loss or losses: registered names, 'package.module:function' or 'path/to/file.py:function'. "
-            "Several are mixed with `loss_weights`."
-        },
-    )
-    loss_weights: list[float] | None = field(default=None, metadata={"help": "One weight per loss in `loss_type`."})
-    loss_kwargs: dict[str, Any] | str | None = field(
-        default=None, metadata={"help": "Keywords for the losses, as JSON on the command line."}
-    )
-    extra_columns: list[str] = field(
-        default_factory=list, metadata={"help": "Numeric dataset columns that losses find in `extras`."}
-    )
-    head_dropout: float = field(default=0.1, metadata={"help": "Dropout on the hidden state before the reward head."})
-    head_init: str | None = field(
-        default=None,
-        metadata={
-            "help": "Initialise the reward head: 'normal' (standard deviation 0.02) or 'inverse_sqrt' (1/sqrt(d+1)). "
-            "Default: as loaded.",
-            "choices": ["normal", "inverse_sqrt"],
-        },
-    )
-    calibrate: bool = field(
-        default=True, metadata={"help": "Fit score offset and temperature on the evaluation set after training."}
-    )
-
-    def __post_init__(self) -> None:
-        """Adds the checks of the losses, their keywords and the options of the head."""
-        super().__post_init__()
-        self.loss_type = [self.loss_type] if isinstance(self.loss_type, str) else self.loss_type
-        self.extra_columns = parse_columns(self.extra_columns)
-        self.loss_kwargs = parse_loss_kwargs(self.loss_kwargs)
-        if self.loss_weights is None:
-            self.loss_weights = [1.0] * len(self.loss_type)
-        if len(self.loss_weights) != len(self.loss_type):
-            raise ValueError(f"loss_weights={self.loss_weights} must have one weight per loss in {self.loss_type}.")
-        if not 0.0 <= self.head_dropout < 1.0:
-            raise ValueError(f"head_dropout must lie in [0, 1), got {self.head_dropout}.")
-        if self.head_init not in (None, "normal", "inverse_sqrt"):
-            raise ValueError(f"head_init must be 'normal' or 'inverse_sqrt', got {self.head_init!r}.")
-        self.plugin_losses(self.extra_columns)
-
-    def plugin_losses(self, extra_columns: list[str]) -> dict[str, Callable[..., Tensor]]:
-        """Return the losses in `loss_type` with their keywords bound, each tried out on two pairs.
-
-        Raises:
-            PluginError: A loss does not exist, has a wrong signature or fails; or none reads a keyword or a column.
-        """
-        losses = bind_losses("preference_loss", self.loss_type, self.loss_kwargs, options={})
-        scores = torch.tensor([1.0, -1.0], requires_grad=True), torch.tensor([0.5, 2.0], requires_grad=True)
-        try_losses(losses, extra_columns, lambda loss, extras: loss(*scores, extras=extras))
-        return losses
+logger = logging.getLogger(__name__)
 
 
-class RewardTrainer(StopsWhenComplete, trl.RewardTrainer):
+class RewardTrainer(ResumesExactly, trl.RewardTrainer):
     """`trl.RewardTrainer` whose loss is a plugin, with a margin by default. Arguments are otherwise TRL's.
 
     ```python
@@ -149,8 +74,9 @@ class RewardTrainer(StopsWhenComplete, trl.RewardTrainer):
 
         Raises:
             TypeError: `args` is not an `rlhf_ext.RewardConfig`.
-            DataError: An extra column is missing, not numeric or not finite.
-            ValueError: The reward head would not be trained.
+            DataError: An extra column is missing, not numeric or not finite; or a row is longer than the model takes.
+            ValueError: The head, or another layer that the model's checkpoint lacks, would not be trained or saved; a
+                dropout would not be applied; or there is no tokenizer, or none with an end token.
         """
         if args is not None and not isinstance(args, RewardConfig):
             raise TypeError(
@@ -159,21 +85,19 @@ class RewardTrainer(StopsWhenComplete, trl.RewardTrainer):
         if args is None:
             name = model if isinstance(model, str) else model.config._name_or_path
             args = RewardConfig(f"{name}-Reward".split("/")[-1])
-        self._extra_columns = list(args.extra_columns)
-        if "margin" not in self._extra_columns and "margin" in (getattr(train_dataset, "column_names", None) or ()):
-            self._extra_columns.append("margin")
+        self._extra_columns = _columns_for_losses(args, train_dataset, eval_dataset)
         self._losses = args.plugin_losses(self._extra_columns)
         check_extras_of(train_dataset, eval_dataset, self._extra_columns)
-        if peft_config is not None and peft_config.task_type not in (None, "SEQ_CLS"):
-            raise ValueError(
-                f"peft_config has task_type={str(peft_config.task_type)!r}, under which the reward head would not be "
-                "trained. Use task_type='SEQ_CLS'."
-            )
-        if processing_class is None and isinstance(model, str):
+        check_adapter(model, peft_config, disable_dropout=args.disable_dropout)
+        if processing_class is None:
             processing_class = _load_tokenizer(model, args)
-        if processing_class is not None and processing_class.eos_token is None and args.eos_token is None:
-            # Encoders end a text with their separator, which TRL then adds as it adds the end of sequence elsewhere.
-            args.eos_token = processing_class.sep_token
+        _settle_end_token(processing_class, args, train_dataset)
+        layers = layers_beside(model, _loading_options(args)) if peft_config or isinstance(model, PeftModel) else []
+        if peft_config is not None:
+            peft_config = with_layers(peft_config, layers)
+            for options in (trl_kwargs, args.model_init_kwargs or {}):
+                if "quantization_config" in options:
+                    options["quantization_config"] = unquantized(options["quantization_config"], layers)
         super().__init__(
             model,
             args,
@@ -184,14 +108,11 @@ class RewardTrainer(StopsWhenComplete, trl.RewardTrainer):
             peft_config=peft_config,
             **trl_kwargs,
         )
-        head = reward_head(self.model)
-        if not head.weight.requires_grad:
-            raise ValueError(
-                "The reward head would stay as it was initialised: use a peft_config with task_type='SEQ_CLS', or name "
-                "the head in its modules_to_save."
-            )
         if is_peft_model(self.model):
-            keep_in_float32(head)
+            for layer in whole_layers(self.model, layers):
+                keep_in_float32(layer)
+        self._check_lengths()
+        head = score_layer(self.model)
         if args.head_init is not None:
             initialize_head(head, args.head_init, seed=args.seed)
         add_head_dropout(head, args.head_dropout)
@@ -210,8 +131,22 @@ class RewardTrainer(StopsWhenComplete, trl.RewardTrainer):
         return RewardModelSettings(
             max_length=self.args.max_length,
             quantization=None if quantization is None else quantization.to_dict(),
-            dtype=str(base.dtype).removeprefix("torch."),
+            dtype=dtype_name(base.dtype),
+            base=base_fingerprint(self.model) if is_peft_model(self.model) else None,
         )
+
+    def _check_lengths(self) -> None:
+        """Refuse rows that the model cannot take; in its own words it would be an index out of range, in some step."""
+        context = context_length(classification_module(self.model))
+        if context is None or (self.args.max_length or math.inf) <= context:
+            return
+        evaluated = self.eval_dataset if isinstance(self.eval_dataset, dict) else {"eval": self.eval_dataset}
+        for name, dataset in {"train": self.train_dataset, **evaluated}.items():
+            longest = 0 if dataset is None else _longest(dataset)
+            if longest > context:
+                problem = f"it has a row of {longest} tokens, and the model takes {context}."
+                fix = f"Set max_length={context}: longer rows are then dropped."
+                raise DataError(problem, fix, source=f"the {name} dataset")
 
     def _set_signature_columns_if_needed(self) -> None:
         """Keeps the extra columns, which `remove_unused_columns` would drop."""
@@ -231,8 +166,7 @@ class RewardTrainer(StopsWhenComplete, trl.RewardTrainer):
         Raises:
             ValueError: A loss returns anything but a differentiable tensor of shape (B,).
         """
-        # TRL's collator passes a column `margin` on by itself; a streamed dataset may have one that nobody knew of.
-        extras = {key: inputs[key] for key in ("margin",) if key in inputs} | inputs.get("extras", {})
+        extras = inputs.get("extras", {})
         inputs = {key: value for key, value in inputs.items() if key not in ("extras", "margin")}
         _, outputs = super().compute_loss(model, inputs, True, num_items_in_batch)
         chosen_rewards, rejected_rewards = outputs.logits.squeeze(-1).chunk(2)
@@ -250,6 +184,8 @@ class RewardTrainer(StopsWhenComplete, trl.RewardTrainer):
         result = super().train(*args, **kwargs)
         if self.args.calibrate and self.eval_dataset is not None:
             self.calibrate()
+        elif self.args.calibrate and self.is_world_process_zero():
+            logger.warning("The scores are not calibrated, for want of an eval_dataset (calibrate=False says so).")
         return result
 
     def calibrate(self) -> RewardModelSettings:
@@ -297,8 +233,61 @@ class RewardTrainer(StopsWhenComplete, trl.RewardTrainer):
             self.settings.save(output_dir or self.args.output_dir)
 
 
-def _load_tokenizer(model: str, args: RewardConfig) -> PreTrainedTokenizerBase:
+def _columns_for_losses(args: RewardConfig, train_dataset: Any, eval_dataset: Any) -> list[str]:
+    """Return the extra columns, and `margin` where the rows have it, which need not be named, as in TRL.
+
+    Raises:
+        DataError: Only the rows to evaluate on have it.
+    """
+    evaluated = eval_dataset.values() if isinstance(eval_dataset, dict) else [eval_dataset]
+    if "margin" in args.extra_columns or _has_margin(train_dataset):
+        return list(dict.fromkeys([*args.extra_columns, "margin"]))
+    if any(map(_has_margin, evaluated)):
+        fix = "Remove it, or give the train dataset one."
+        raise DataError("the train dataset has no such column.", fix, source="the eval dataset", column="margin")
+    return list(args.extra_columns)
+
+
+def _has_margin(dataset: Dataset | IterableDataset | None) -> bool:
+    # A streamed dataset may not know its columns.
+    return dataset is not None and "margin" in (dataset.column_names or next(iter(dataset), ()))
+
+
+def _longest(dataset: Dataset | IterableDataset) -> int:
+    """Return the most tokens that a text of a prepared dataset has, in its first rows if it is streamed."""
+    columns = ["chosen_ids", "rejected_ids"]
+    if isinstance(dataset, IterableDataset):
+        return max(len(row[name]) for row in islice(dataset, STREAMED_ROWS_CHECKED) for name in columns)
+    table = dataset.select_columns(columns).with_format("arrow")[:]
+    lengths = [pyarrow.compute.max(pyarrow.compute.list_value_length(column)).as_py() for column in table.columns]
+    return max(length or 0 for length in lengths)
+
+
+def _loading_options(args: RewardConfig) -> dict[str, Any]:
+    """Return what says which files of a model are meant, beside its name."""
+    given = args.model_init_kwargs or {}
+    trust_remote_code = given.get("trust_remote_code", args.trust_remote_code)
+    return {"revision": given.get("revision"), "trust_remote_code": trust_remote_code}
+
+
+def _load_tokenizer(model: str | PreTrainedModel, args: RewardConfig) -> PreTrainedTokenizerBase:
     from transformers import AutoTokenizer
 
-    revision = (args.model_init_kwargs or {}).get("revision")
-    return AutoTokenizer.from_pretrained(model, revision=revision, trust_remote_code=args.trust_remote_code)
+    if isinstance(model, str):
+        return AutoTokenizer.from_pretrained(model, **_loading_options(args))
+    if not model.config._name_or_path:
+        raise ValueError("the model was never saved, so there is no tokenizer beside it: pass a processing_class.")
+    return AutoTokenizer.from_pretrained(model.config._name_or_path, trust_remote_code=args.trust_remote_code)
+
+
+def _settle_end_token(tokenizer: PreTrainedTokenizerBase, args: RewardConfig, train_dataset: Any) -> None:
+    """Let encoders, which have no end token, end a text with their separator."""
+    if tokenizer.eos_token is not None or args.eos_token is not None:
+        return
+    args.eos_token = tokenizer.sep_token
+    plain = train_dataset is not None and isinstance(next(iter(train_dataset), {}).get("chosen"), str)
+    if args.eos_token is None and plain:  # a chat template ends a conversation by itself
+        raise ValueError(
+            "the tokenizer has neither an end-of-sequence token nor a separator to end a text with: name one of its "
+            "tokens as eos_token in the configuration."
+        )

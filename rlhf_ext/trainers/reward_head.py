@@ -1,30 +1,19 @@
-"""The reward head, a linear layer with one output: finding it, initialising it, its dtype, dropout before it."""
+"""The reward head in training: its dtype, how it begins, dropout before it."""
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-
-def reward_head(model: nn.Module) -> nn.Linear:
-    """Return the linear layer that makes the score; under PEFT, the copy that is trained.
-
-    Raises:
-        ValueError: The model has none, and so is not a reward model.
-    """
-    heads = [module for module in model.modules() if isinstance(module, nn.Linear) and module.out_features == 1]
-    if not heads:
-        raise ValueError(f"{type(model).__name__} has no linear layer with one output, so it is no reward model.")
-    trained = [head for head in heads if head.weight.requires_grad]
-    return (trained or heads)[-1]
+from ..reward_layers import cast_inputs
 
 
-def keep_in_float32(head: nn.Linear) -> None:
-    """Train the head in float32 whatever the frozen base has; TRL casts it to bfloat16 over a quantized base.
+def keep_in_float32(layer: nn.Module) -> None:
+    """Train a layer in float32 whatever the frozen base has; TRL casts it to bfloat16 over a quantized base.
 
     In bfloat16 an update of less than 1/256 of a weight is lost, and most are smaller.
     """
-    head.to(torch.float32)
-    head.register_forward_pre_hook(lambda module, args: (args[0].to(module.weight.dtype), *args[1:]))
+    layer.to(torch.float32)
+    cast_inputs(layer)
 
 
 def initialize_head(head: nn.Linear, head_init: str, *, seed: int) -> None:

@@ -141,11 +141,6 @@ def test_temperature_not_above_zero_is_refused(temperature):
         call("margin", [1.0], [0.0], temperature=temperature)
 
 
-def test_bradley_terry_does_not_ignore_a_margin_column():
-    with pytest.raises(ValueError, match="Use loss_type='margin'"):
-        call("bradley_terry", [1.0], [0.0], margin_column=[0.5])
-
-
 @pytest.mark.parametrize("name", NAMES)
 def test_shapes_that_would_broadcast_are_refused(name):
     loss = get_plugin("preference_loss", name)

@@ -69,7 +69,10 @@ def test_two_processes_equal_one_on_the_same_global_batch_and_calibrate_alike(tm
     [
         (["--max_length", "3"], "error: {data}: every pair is longer than max_length=3 tokens. Raise --max_length to"),
         (["--loss_type", "magin"], "error: Unknown preference_loss 'magin'. Did you mean 'margin'?"),
-        (["--loss_type", "bradley_terry", "--extra_columns", "margin"], "error: The loss 'bradley_terry' fails"),
+        (
+            ["--loss_type", "bradley_terry", "--extra_columns", "margin"],
+            "error: The column 'margin': no loss in loss_type",
+        ),
         (["--extra_columns", "weight"], "error: {data}: there is no column 'weight'."),
     ],
 )

@@ -7,7 +7,7 @@ import pytest
 import torch
 import trl
 from datasets import Dataset
-from peft import LoraConfig
+from peft import LoraConfig, PromptTuningConfig
 from transformers import (
     AutoModelForSequenceClassification,
     AutoTokenizer,
@@ -17,11 +17,12 @@ from transformers import (
     BitsAndBytesConfig,
 )
 
-from rlhf_ext import RewardConfig, RewardTrainer
+from rlhf_ext import RewardConfig, RewardModel, RewardTrainer
 from rlhf_ext.data_checks import DataError
 from rlhf_ext.plugins import PluginError
+from rlhf_ext.reward_layers import score_layer
 from rlhf_ext.reward_settings import RewardModelSettings
-from rlhf_ext.trainers.reward_head import add_head_dropout, initialize_head, reward_head
+from rlhf_ext.trainers.reward_head import add_head_dropout, initialize_head
 
 SEEN = []
 QUANTIZED = {
@@ -31,9 +32,17 @@ QUANTIZED = {
 
 
 def remember(chosen_rewards, rejected_rewards, *, extras):
-    """A loss that keeps the extra columns it is called with."""
+    """A loss that keeps the extra columns it is called with, and computes with them."""
     SEEN.append(extras)
-    return rejected_rewards - chosen_rewards
+    return rejected_rewards - chosen_rewards + sum(0 * column for column in extras.values())
+
+
+def weighted(chosen_rewards, rejected_rewards, *, extras):
+    return (rejected_rewards - chosen_rewards) * extras["margin"]
+
+
+def infinite(chosen_rewards, rejected_rewards, *, extras):
+    return (rejected_rewards - chosen_rewards).log()
 
 
 def no_gradient(chosen_rewards, rejected_rewards, *, extras):
@@ -98,8 +107,26 @@ def test_margin_column_is_read_without_being_named_as_in_trl(config, model_name,
         for cls, args in ((RewardTrainer, ours), (trl.RewardTrainer, config(trl.RewardConfig)))
     )
     assert [entry["loss"] for entry in history] == pytest.approx([entry["loss"] for entry in their_history], rel=1e-4)
-    with pytest.raises(PluginError, match="does not read the column 'margin'"):
+    with pytest.raises(PluginError, match="The column 'margin': no loss in loss_type computes with"):
         RewardTrainer("/no/such/model", args=config(loss_type="bradley_terry"), train_dataset=preferences)
+
+
+def test_loss_of_ones_own_may_read_a_margin_that_is_not_named(config, model_name, preferences, plain):
+    args = config(loss_type=f"{__name__}:weighted", max_steps=1)
+    RewardTrainer(model_name, args=args, train_dataset=preferences).train()
+    with pytest.raises(PluginError, match="fails on a trial batch: 'margin'"):
+        RewardTrainer("/no/such/model", args=args, train_dataset=plain)
+
+
+def test_bradley_terry_mixes_with_a_loss_that_reads_the_margin(config, model_name, preferences):
+    def first_loss(data=preferences, **options):
+        trainer = RewardTrainer(model_name, args=config(head_dropout=0.0, **options), train_dataset=data)
+        batch = trainer._prepare_inputs(next(iter(trainer.get_train_dataloader())))
+        return trainer.compute_loss(trainer.model, batch).item()
+
+    parts = first_loss(preferences.remove_columns("margin"), loss_type="bradley_terry"), first_loss(loss_type="margin")
+    mixed = first_loss(loss_type=["bradley_terry", "margin"], loss_weights=[1.0, 0.5])
+    assert mixed == pytest.approx(parts[0] + 0.5 * parts[1], rel=1e-5)
 
 
 def test_margin_column_of_a_streamed_dataset_reaches_the_loss(config, model_name, preferences):
@@ -137,14 +164,17 @@ def test_mix_of_losses_is_the_weighted_sum(config, model_name, plain):
     ("options", "message"),
     [
         ({"loss_type": "magin"}, "Did you mean 'margin'"),
-        ({"loss_kwargs": {"smoothing": 0.1}}, "no loss .* takes it"),
-        ({"loss_type": "bradley_terry", "loss_kwargs": {"margin": 0.1}}, "no loss .* takes it"),
+        ({"loss_kwargs": {"smoothing": 0.1}}, "no plugin loss .* takes it"),
+        ({"loss_type": "bradley_terry", "loss_kwargs": {"margin": 0.1}}, "no plugin loss .* takes it"),
         ({"loss_kwargs": "0.1"}, "not a JSON object"),
         ({"loss_kwargs": {"temperature": 0.0}}, "fails on a trial batch: temperature must be above 0"),
         ({"loss_weights": [1.0, 2.0]}, "one weight per loss"),
         ({"head_dropout": 1.0}, r"head_dropout must lie in \[0, 1\)"),
         ({"head_init": "zeros"}, "head_init must be 'normal' or 'inverse_sqrt'"),
         ({"loss_type": f"{__name__}:no_gradient"}, "without gradient"),
+        ({"loss_kwargs": {"margin": float("nan")}}, "loss_kwargs 'margin' is nan: it must be a finite number"),
+        ({"loss_kwargs": '{"temperature": Infinity}'}, "loss_kwargs 'temperature' is inf"),
+        ({"loss_type": f"{__name__}:infinite"}, "every loss must be a finite number"),
     ],
 )
 def test_bad_option_is_refused(options, message, config):
@@ -163,11 +193,39 @@ def test_configuration_of_trl_is_refused(config, model_name, plain):
         RewardTrainer(model_name, args=config(trl.RewardConfig), train_dataset=plain)
 
 
-@pytest.mark.parametrize("task_type", ["CAUSAL_LM", None])
-def test_lora_that_would_leave_the_head_untrained_is_refused(task_type, config, model_name, plain):
-    peft_config = lora(task_type=task_type, target_modules=["q_proj"])
-    with pytest.raises(ValueError, match=r"reward head would .* task_type='SEQ_CLS'"):
-        RewardTrainer(model_name, args=config(), train_dataset=plain, peft_config=peft_config)
+@pytest.mark.parametrize(
+    ("peft_config", "message"),
+    [
+        (lora(task_type="CAUSAL_LM", target_modules=["q_proj"]), r"reward head would .* task_type='SEQ_CLS'"),
+        (lora(lora_dropout=0.05), "lora_dropout has no effect with disable_dropout=True"),
+    ],
+)
+def test_adapter_that_cannot_work_is_refused_before_the_model_loads(peft_config, message, config, plain):
+    with pytest.raises(ValueError, match=message):
+        RewardTrainer("/no/such/model", args=config(), train_dataset=plain, peft_config=peft_config)
+
+
+def test_dropout_of_adapters_acts_where_it_is_wanted(config, model_name, plain):
+    args = config(disable_dropout=False)
+    trainer = RewardTrainer(model_name, args=args, train_dataset=plain, peft_config=lora(lora_dropout=0.05))
+    assert {m.p for n, m in trainer.model.named_modules() if n.endswith("lora_dropout.default")} == {0.05}
+
+
+def test_soft_prompts_are_found_again_with_their_head(config, model_name, plain):
+    args = config(max_steps=2, calibrate=False)
+    peft_config = PromptTuningConfig(task_type="SEQ_CLS", num_virtual_tokens=3)
+    trainer = RewardTrainer(model_name, args=args, train_dataset=plain, peft_config=peft_config)
+    trainer.train()
+    trainer.save_model()
+    texts = ["Hello.", "How do I boil an egg?"]
+    scores = RewardModel(trainer.model, trainer.processing_class).score(texts)
+    assert RewardModel.from_pretrained(args.output_dir).score(texts) == pytest.approx(scores, abs=1e-6)
+
+
+def test_margin_that_only_the_held_out_rows_have_is_refused(config, preferences, plain):
+    for train_dataset in (plain, plain.to_iterable_dataset()):
+        with pytest.raises(DataError, match="the eval dataset, column 'margin': the train dataset has no such column"):
+            RewardTrainer("/no/such/model", args=config(), train_dataset=train_dataset, eval_dataset=preferences)
 
 
 def test_head_is_initialised_as_asked():
@@ -187,7 +245,7 @@ def test_head_is_initialised_as_asked():
 def test_trainer_initialises_the_head_that_trains(peft_config, config, model_name, plain):
     args = config(head_init="inverse_sqrt")
     trainer = RewardTrainer(model_name, args=args, train_dataset=plain, peft_config=peft_config)
-    head = reward_head(trainer.model)
+    head = score_layer(trainer.model)
     expected = torch.nn.Linear(head.in_features, 1, bias=False)
     initialize_head(expected, "inverse_sqrt", seed=args.seed)
     assert head.weight.requires_grad and torch.equal(head.weight, expected.weight)
@@ -241,9 +299,14 @@ def test_calibration_centers_the_scores_and_minimises_the_negative_log_likelihoo
             assert loss(settings.temperature) <= loss(settings.temperature * factor) + 1e-6
 
 
-def test_calibration_without_held_out_pairs_says_what_to_do(config, model_name, plain):
-    trainer = RewardTrainer(model_name, args=config(max_steps=1), train_dataset=plain)
-    trainer.train()
+def test_calibration_without_held_out_pairs_says_what_to_do(config, model_name, plain, caplog):
+    for calibrate in (False, True):
+        trainer = RewardTrainer(model_name, args=config(max_steps=1, calibrate=calibrate), train_dataset=plain)
+        trainer.train()
+        said = [r.getMessage() for r in caplog.records if r.name == "rlhf_ext.trainers.reward"]
+        assert len(said) == calibrate and all(
+            "are not calibrated, for want of an eval_dataset" in text for text in said
+        )
     with pytest.raises(ValueError, match="pass an eval_dataset"):
         trainer.calibrate()
 
@@ -274,7 +337,7 @@ def test_quantized_base_with_lora_trains_its_head_and_adapters_only(bits, config
     )
     quantized = {n: p.clone() for n, p in trainer.model.named_parameters() if p.dtype in (torch.int8, torch.uint8)}
     assert len(quantized) > 20
-    head = reward_head(trainer.model)
+    head = score_layer(trainer.model)
     before = head.weight.detach().clone()
     trainer.train()
     history = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
@@ -333,7 +396,7 @@ def test_encoder_as_backbone(peft_config, config, encoder, caplog):
     assert tokenizer.convert_ids_to_tokens(trainer.train_dataset[0]["chosen_ids"])[-2:] == ["[SEP]", "[SEP]"]
     trainer.train()
     history = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
-    assert history[-1] < history[0] and reward_head(trainer.model).weight.requires_grad
+    assert history[-1] < history[0] and score_layer(trainer.model).weight.requires_grad
     trainer.save_model()
     assert AutoTokenizer.from_pretrained(args.output_dir).eos_token == "[SEP]"  # for those who score with it
     assert not [record for record in caplog.records if record.name.startswith("transformers")]

@@ -101,35 +101,27 @@ def _shared_batches(
     """Pack groups with prompts of similar length together, all cut to the shortest of them, so that none is padded."""
     batches: list[Batch] = []
     pending: list[list[int]] = []
-
-    def flush(prompt_length: int) -> None:
-        rows = tuple(row for group in pending for row in group)
-        prompt_of = tuple(number for number, group in enumerate(pending) for _ in group)
-        batches.append(Batch(rows, prompt_length, prompt_of))
-        pending.clear()
-
-    def fits(groups: list[list[int]], prompt_length: int) -> bool:
-        rows = [row for group in groups for row in group]
-        rest = max(lengths[row] for row in rows) - prompt_length
-        tokens = len(groups) * prompt_length + len(rows) * rest
-        return tokens <= token_budget and (not batch_size or len(rows) <= batch_size)
-
-    first = last = 0
+    first = last = count = longest = 0  # of what is pending: longest and shortest prompt, rows, longest row
     for prompt_length, rows in sorted(groups, key=lambda group: -group[0]):
         rows = sorted(rows, key=lambda row: -lengths[row])
         while rows:
-            size = len(rows)
-            while size > 1 and not fits([rows[:size]], prompt_length):
-                size -= 1
+            size = max(1, (token_budget - prompt_length) // (lengths[rows[0]] - prompt_length))
+            size = min(size, batch_size or size)
             chunk, rows = rows[:size], rows[size:]
-            if pending and (prompt_length < 0.9 * first or not fits([*pending, chunk], prompt_length)):
-                flush(last)
-            first = first if pending else prompt_length
-            last = prompt_length
+            count, longest = count + len(chunk), max(longest, lengths[chunk[0]])
+            tokens = (len(pending) + 1) * prompt_length + count * (longest - prompt_length)
+            full = tokens > token_budget or (batch_size and count > batch_size)
+            if pending and (full or prompt_length < 0.9 * first):
+                batches.append(_with_prompts(pending, last))
+                pending, count, longest = [], len(chunk), lengths[chunk[0]]
+            first, last = first if pending else prompt_length, prompt_length
             pending.append(chunk)
-    if pending:
-        flush(last)
-    return batches
+    return batches + ([_with_prompts(pending, last)] if pending else [])
+
+
+def _with_prompts(groups: list[list[int]], prompt_length: int) -> Batch:
+    rows = tuple(row for group in groups for row in group)
+    return Batch(rows, prompt_length, tuple(number for number, group in enumerate(groups) for _ in group))
 
 
 def can_reuse_prompts(model: nn.Module) -> bool:

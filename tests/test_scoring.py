@@ -26,8 +26,9 @@ from transformers import (
     OPTForSequenceClassification,
 )
 
+from rlhf_ext import scoring
 from rlhf_ext.pooling import pool_by_attention_mask
-from rlhf_ext.scoring import SHORTEST_REUSED_PROMPT, can_reuse_prompts, plan_batches, run_batches
+from rlhf_ext.scoring import SHORTEST_REUSED_PROMPT, _shared_batches, can_reuse_prompts, plan_batches, run_batches
 
 SHAPE = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4}
 COMMON = {"vocab_size": 64, "num_labels": 1, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
@@ -178,6 +179,34 @@ def test_longest_come_first_and_little_is_padded():
 def test_prompt_is_reused_where_tokens_agree_and_it_pays(token_ids, reused):
     batches = plan_batches(token_ids, ["key"] * len(token_ids), token_budget=4096)
     assert max(batch.prompt_length for batch in batches) == reused
+
+
+class CountedLengths(list):
+    """Lengths that count how often they are looked up."""
+
+    asked = 0
+
+    def __getitem__(self, index):
+        self.asked += 1
+        return super().__getitem__(index)
+
+
+def test_many_completions_of_one_prompt_are_planned_in_one_pass():
+    lengths = CountedLengths(300 + row % 90 for row in range(4000))
+    batches = _shared_batches([(250, list(range(4000)))], lengths, 4096, None)
+    assert sorted(row for batch in batches for row in batch.rows) == list(range(4000))
+    assert lengths.asked < 4 * 4000  # not once for every size that is tried
+
+
+@pytest.mark.parametrize("shown", [True, False])
+def test_progress_bar_counts_texts(shown, capsys, monkeypatch):
+    at_once, bar = {"delay": 0, "mininterval": 0, "miniters": 1}, scoring.tqdm
+    monkeypatch.setattr(scoring, "tqdm", lambda **options: bar(**options | at_once))
+    model, (token_ids, keys) = pooled(DECODERS["llama"]()), sequences()
+    batches = plan_batches(token_ids, keys, token_budget=60)
+    run_batches(model, token_ids, batches, pad_token_id=0, show_progress=shown)
+    written = capsys.readouterr().err
+    assert ("17/17" in written and "text/s" in written) if shown else not written
 
 
 def test_scoring_needs_no_gradient_and_no_cache():

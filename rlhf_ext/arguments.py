@@ -5,10 +5,12 @@ import importlib.util
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, NoReturn
 
 import torch
 import yaml
+from accelerate import PartialState
 from transformers import AutoTokenizer, PreTrainedTokenizerBase, TrainingArguments
 from trl import ModelConfig, ScriptArguments, TrlParser
 
@@ -53,16 +55,21 @@ class RecipeArguments(ScriptArguments):
 class RecipeParser(TrlParser):
     """`TrlParser` whose errors are one line and whose configuration file is checked for unknown keys."""
 
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.from_file: set[str] = set()  # the keys of the configuration file
+
     def error(self, message: str) -> NoReturn:
         """Raises instead of printing the usage, which is several hundred lines here."""
         raise ArgumentError(message)
 
     def set_defaults_with_config(self, **config: Any) -> list[str]:
-        """Raises for a key that no option has, instead of returning it."""
+        """Raises for a key that no option has, instead of returning it, and remembers the others."""
         known = [action.dest for action in self._actions]
         for key in config:
             if key not in known:
                 raise ArgumentError(f"--config: there is no option {key!r}.{_suggest(key, known)}")
+        self.from_file |= {*config}
         return super().set_defaults_with_config(**config)
 
 
@@ -76,25 +83,39 @@ def parse_arguments(
 
     Args:
         dataclass_types: As for `TrlParser`: `RecipeArguments`, the trainer's configuration, `ModelConfig`.
-        demo_defaults: Defaults that fit the embedded model; they hold only where no other model is named.
+        demo_defaults: Defaults that fit the embedded model on the embedded data; they hold only where neither another
+            model nor other data are named. The model is the embedded one wherever none is named.
         output_dir: Where the recipe writes by default.
         args: The command line; `sys.argv[1:]` by default.
+
+    Returns:
+        The dataclasses. A `ModelConfig` gets the attribute `options_given`, the names of the options that were given.
 
     Raises:
         ArgumentError: An unknown option or key, a value of the wrong type, or an option that cannot work here.
     """
-    args = list(sys.argv[1:] if args is None else args)
     # TRL trains in bf16 by default, which needs to be told that a machine without accelerator is meant.
     defaults = {"output_dir": output_dir, "use_cpu": not torch.accelerator.is_available()}
     defaults["ddp_find_unused_parameters"] = False  # every parameter is used here, and looking for others warns
-    parsed = parse_options(dataclass_types, defaults, args)
-    if any(isinstance(part, ModelConfig) and part.model_name_or_path is None for part in parsed):
-        demo_model = {"model_name_or_path": demo.model_path(), **demo_defaults}
-        parsed = parse_options(dataclass_types, defaults | demo_model, args)
-    for arguments in parsed:
-        if isinstance(arguments, ModelConfig):
-            _check_model_config(arguments)
+    parsed, given = _parse(dataclass_types, defaults, args)
+    script_args, model_args = _find(RecipeArguments, parsed), _find(ModelConfig, parsed)
+    if model_args.model_name_or_path is None:
+        if script_args.dataset_name is None:
+            parsed, given = _parse(dataclass_types, defaults | dict(demo_defaults), args)
+            script_args, model_args = _find(RecipeArguments, parsed), _find(ModelConfig, parsed)
+        else:
+            data = script_args.dataset_name
+            PartialState().print(f"No --model_name_or_path: the tiny model of {DEMO} is trained on {data}.")
+        model_args.model_name_or_path = demo.model_path()
+    model_args.options_given = given
+    if script_args.ignore_bias_buffers:
+        raise ArgumentError("--ignore_bias_buffers has no effect here: drop it.")
+    _check_model_config(model_args)
     return parsed
+
+
+def _find(kind: type, parsed: Sequence[Any]) -> Any:
+    return next(part for part in parsed if isinstance(part, kind))
 
 
 def parse_options(
@@ -110,9 +131,17 @@ def parse_options(
     Raises:
         ArgumentError: An unknown option or key, or a value of the wrong type.
     """
+    return _parse(dataclass_types, defaults, args)[0]
+
+
+def _parse(
+    dataclass_types: Sequence[type], defaults: Mapping[str, Any], args: Sequence[str] | None
+) -> tuple[tuple[Any, ...], frozenset[str]]:
+    """Return what `parse_options` does, and the names of the options given on the command line or in the file."""
     args = list(sys.argv[1:] if args is None else args)
     parser = RecipeParser(dataclass_types, allow_abbrev=False)
     parser.set_defaults_with_config(**defaults)
+    parser.from_file.clear()
     if args and args[-1] == "--config":
         raise ArgumentError("--config: expected the path of a YAML file.")
     try:
@@ -125,10 +154,14 @@ def parse_options(
         raise
     except ValueError as error:  # how the configurations of TRL and Transformers refuse a value
         raise ArgumentError(" ".join(str(error).split())) from error
+    except TypeError as error:  # what they do with a `null` in the file, or a list in place of a number
+        raise ArgumentError(f"an option has a value of the wrong type ({' '.join(str(error).split())}).") from error
     if unknown:
         known = [option for action in parser._actions for option in action.option_strings]
         raise ArgumentError(f"there is no option {unknown[0]!r}.{_suggest(unknown[0], [*known, '--config FILE'])}")
-    return tuple(parsed)
+    words = {word.partition("=")[0] for word in args}
+    given = {action.dest for action in parser._actions if words & {*action.option_strings}}
+    return tuple(parsed), frozenset(given | parser.from_file)
 
 
 def _suggest(name: str, known: Sequence[str]) -> str:
@@ -143,14 +176,18 @@ def _check_model_config(model_args: ModelConfig) -> None:
         raise ArgumentError(f"--{quantized} needs bitsandbytes: pip install 'rlhf-ext[quantization]'.")
     if quantized and not model_args.use_peft:
         raise ArgumentError(f"--{quantized} freezes the model, so there is nothing to train: add --use_peft.")
-    if model_args.use_peft and importlib.util.find_spec("peft") is None:
-        raise ArgumentError("--use_peft needs peft: pip install peft.")
-    if not model_args.use_peft:
-        default = type(model_args)()
-        lora = [n for n in vars(default) if n.startswith(("lora_", "use_rslora", "use_dora"))]
-        unused = [f"--{name}" for name in lora if getattr(model_args, name) != getattr(default, name)]
-        if unused:
-            raise ArgumentError(f"{', '.join(unused)} has no effect without --use_peft.")
+    default = type(model_args)()
+    changed = [name for name in vars(default) if getattr(model_args, name) != getattr(default, name)]
+    without = {
+        "use_peft": [name for name in changed if name.startswith(("lora_", "use_rslora", "use_dora"))],
+        "load_in_4bit": [name for name in changed if name.startswith(("bnb_", "use_bnb_"))],
+    }
+    for switch, unused in without.items():
+        if unused and not getattr(model_args, switch):
+            names = ", ".join(f"--{name}" for name in unused)
+            raise ArgumentError(f"{names} {'has' if len(unused) == 1 else 'have'} no effect without --{switch}.")
+    if "model_revision" in changed and Path(model_args.model_name_or_path).is_dir():
+        raise ArgumentError("--model_revision has no effect on a model in a local folder: drop it.")
 
 
 def load_tokenizer(model_args: ModelConfig, *, trust_remote_code: bool) -> PreTrainedTokenizerBase:

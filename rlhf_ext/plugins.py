@@ -15,6 +15,7 @@ import importlib.util
 import inspect
 import sys
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -102,6 +103,18 @@ def list_plugins(kind: str) -> list[str]:
     return sorted({*_load_builtins(kind), *(entry.name for entry in _entry_points(kind))})
 
 
+def find_registered(kind: str, name: str) -> Callable[..., Any] | None:
+    """Return the built-in or registered plugin of a name; None if there is none, or only an entry point."""
+    _kind(kind)
+    return _load_builtins(kind).get(name)
+
+
+def find_entry_points(kind: str, name: str) -> list[str]:
+    """Return the references of the entry points of a name, each with the package that offers it."""
+    entries = {(entry.value, entry.dist.name if entry.dist else "?") for entry in _entry_points(kind).select(name=name)}
+    return [f"package {package} ({value})" for value, package in sorted(entries)]
+
+
 def accepted_keywords(function: Callable[..., Any], names: Mapping[str, Any]) -> dict[str, Any]:
     """Return the part of `names` that `function` takes as keywords."""
     parameters = inspect.signature(function).parameters.values()
@@ -132,19 +145,18 @@ def _entry_points(kind: str) -> importlib.metadata.EntryPoints:
 
 
 def _load_name(kind: str, name: str) -> Callable[..., Any]:
-    registered = _load_builtins(kind)
-    entries = {(entry.value, entry.dist.name if entry.dist else "?") for entry in _entry_points(kind).select(name=name)}
-    sources = [f"package {package} ({value})" for value, package in sorted(entries)]
-    if name in registered:
-        sources.insert(0, ":".join(_origin(registered[name])))
+    registered = find_registered(kind, name)
+    sources = find_entry_points(kind, name)
+    if registered is not None:
+        sources.insert(0, ":".join(_origin(registered)))
     if len(sources) > 1:
         raise PluginError(
             f"{kind} {name!r} is offered by {' and '.join(sources)}. "
             "Write the one you mean as 'module:function', or uninstall the other."
         )
-    if name in registered:
-        return registered[name]
-    if not entries:
+    if registered is not None:
+        return registered
+    if not sources:
         known = list_plugins(kind)
         close = difflib.get_close_matches(name, known, n=1)
         hint = f" Did you mean {close[0]!r}?" if close else ""
@@ -200,11 +212,15 @@ def _import_file(kind: str, source: str) -> Any:
     spec = importlib.util.spec_from_file_location(name, path)
     module = importlib.util.module_from_spec(spec)
     sys.modules[name] = module
+    sys.path.insert(0, str(path.parent))  # as `python file.py` does, so that it finds the modules beside it
     try:
         spec.loader.exec_module(module)
     except (Exception, SystemExit) as error:
         del sys.modules[name]
         raise PluginError(f"{kind} file {source!r} cannot be imported: {error!r}.") from error
+    finally:
+        with suppress(ValueError):
+            sys.path.remove(str(path.parent))
     return module
 
 

@@ -4,7 +4,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from peft import PeftConfig, PeftModel
+from peft import LoraConfig, PeftConfig, PeftModel
+from peft.tuners.tuners_utils import BaseTunerLayer, _maybe_include_all_linear_layers, check_target_module_exists
 from transformers import (
     AutoModelForCausalLM,
     AutoTokenizer,
@@ -20,12 +21,15 @@ from trl.trainer.utils import create_model_from_path
 from .arguments import ArgumentError
 from .quantization import keep_gradients_on_cpu
 
-# Options of `ModelConfig`, and what they are called in an adapter's configuration.
+# Options of `ModelConfig` that say what an adapter is, and what they are called in its configuration.
 SHAPE = {
     "lora_r": "r",
     "lora_alpha": "lora_alpha",
     "use_rslora": "use_rslora",
     "use_dora": "use_dora",
+    "lora_target_parameters": "target_parameters",
+    "lora_modules_to_save": "modules_to_save",
+    "lora_task_type": "task_type",
 }
 
 
@@ -41,7 +45,8 @@ def trainer_options(model_args: ModelConfig, training_args: TrainingArguments) -
     name, quantization = model_args.model_name_or_path, get_quantization_config(model_args)
     if not is_adapter(name, model_args.model_revision):
         return {"model": name, "quantization_config": quantization, "peft_config": get_peft_config(model_args)}
-    config = PeftConfig.from_pretrained(name)
+    revision = model_args.model_revision
+    config = PeftConfig.from_pretrained(name, revision=revision)
     _check_shape(name, config, model_args)
     options = {**(training_args.model_init_kwargs or {}), "revision": config.revision}
     options["trust_remote_code"] = getattr(training_args, "trust_remote_code", False)
@@ -53,7 +58,9 @@ def trainer_options(model_args: ModelConfig, training_args: TrainingArguments) -
     training_args.model_init_kwargs = None
     if hasattr(config, "lora_dropout"):
         config.lora_dropout = model_args.lora_dropout  # how to train, and no part of the weights
-    return {"model": PeftModel.from_pretrained(base, name, config=config, is_trainable=True)}
+    model = PeftModel.from_pretrained(base, name, config=config, is_trainable=True, revision=revision)
+    _check_target_modules(name, model, model_args)
+    return {"model": model}
 
 
 def is_adapter(name: str, revision: str | None = None) -> bool:
@@ -69,11 +76,33 @@ def _check_shape(name: str, config: PeftConfig, model_args: ModelConfig) -> None
     default = type(model_args)()
     for option, key in SHAPE.items():
         wanted, found = getattr(model_args, option), getattr(config, key, None)
-        if wanted != getattr(default, option) and wanted != found:
-            raise ArgumentError(
-                f"--{option} {wanted} has no effect: {name} is an adapter with {found}, which is trained on. Drop the "
-                "option."
-            )
+        is_given = option in getattr(model_args, "options_given", ()) or wanted != getattr(default, option)
+        is_same = {*wanted} == {*(found or ())} if isinstance(wanted, list) else wanted == found
+        if is_given and not is_same:
+            raise ArgumentError(_no_effect(option, wanted, name, found))
+
+
+def _check_target_modules(name: str, model: PeftModel, model_args: ModelConfig) -> None:
+    """Refuse `--lora_target_modules` that names other layers than the adapter has, in whatever way it names them."""
+    wanted = model_args.lora_target_modules
+    if wanted is None:
+        return
+    base = model.get_base_model()
+    # PEFT resolves "all-linear", and leaves everything else as it is.
+    config = _maybe_include_all_linear_layers(LoraConfig(target_modules=wanted, task_type="CAUSAL_LM"), base)
+    adapted = {path for path, module in base.named_modules() if isinstance(module, BaseTunerLayer)}
+    within = tuple(f"{path}." for path in adapted)
+    layers = (path for path, _ in base.named_modules() if not path.startswith(within))
+    if {path for path in layers if check_target_module_exists(config, path)} != adapted:
+        found = sorted({path.rpartition(".")[2] for path in adapted})
+        raise ArgumentError(_no_effect("lora_target_modules", wanted, name, found))
+
+
+def _no_effect(option: str, wanted: Any, name: str, found: Any) -> str:
+    wanted, found = (" ".join(map(str, value)) if isinstance(value, list) else value for value in (wanted, found))
+    return (
+        f"--{option} {wanted} has no effect: {name} is an adapter with {found}, which is trained on. Drop the option."
+    )
 
 
 def load_policy(

@@ -27,9 +27,10 @@ def write_config(tmp_path, text):
     return path
 
 
-def test_defaults_of_the_demo_hold_only_for_the_demo_model(tmp_path):
+def test_defaults_of_the_demo_hold_only_for_the_demo(tmp_path, capsys):
     _, training, model = parse()
     assert (training.learning_rate, model.model_name_or_path) == (0.5, model_path())
+    assert capsys.readouterr().out == ""
     for args in (
         ["--model_name_or_path", "mine"],
         ["--model_name_or_path=mine"],
@@ -38,6 +39,17 @@ def test_defaults_of_the_demo_hold_only_for_the_demo_model(tmp_path):
     ):
         _, training, model = parse(*args)
         assert (training.learning_rate, model.model_name_or_path) == (DPOConfig.learning_rate, "mine")
+    assert capsys.readouterr().out == ""
+
+
+@pytest.mark.parametrize("data", [["--dataset_name", "mine.jsonl"], ["--config", "{config}"]])
+def test_demo_model_on_data_of_ones_own_is_trained_as_any_model(data, tmp_path, capsys):
+    config = write_config(tmp_path, "dataset_name: mine.jsonl\nmodel_name_or_path: null")
+    script, training, model = parse(*[word.format(config=config) for word in data])
+    assert (training.learning_rate, model.model_name_or_path) == (DPOConfig.learning_rate, model_path())
+    assert script.max_train_samples is None
+    line = "No --model_name_or_path: the tiny model of the embedded demo is trained on mine.jsonl.\n"
+    assert capsys.readouterr().out == line
 
 
 def test_command_line_wins_over_file_wins_over_defaults(tmp_path):
@@ -67,6 +79,12 @@ def test_losses_and_keywords_on_the_command_line():
         (["--loss_type", "simpo", "--loss_kwargs", "{1}"], r"loss_kwargs='\{1\}' is not a JSON object"),
         (["--label_smoothing", 0.1], "label_smoothing=0.1 has no effect"),
         (["--lora_r", 8], "--lora_r has no effect without --use_peft"),
+        (["--lora_r", 8, "--use_dora"], "--lora_r, --use_dora have no effect without --use_peft"),
+        (["--bnb_4bit_quant_type", "fp4"], "--bnb_4bit_quant_type has no effect without --load_in_4bit"),
+        (["--use_peft", "--load_in_8bit", "--use_bnb_nested_quant"], "--use_bnb_nested_quant has no effect without"),
+        (["--bnb_4bit_quant_storage", "uint8"], "--bnb_4bit_quant_storage has no effect without --load_in_4bit"),
+        (["--ignore_bias_buffers"], "--ignore_bias_buffers has no effect here: drop it"),
+        (["--model_revision", "v2"], "--model_revision has no effect on a model in a local folder"),
     ],
 )
 def test_mistakes_on_the_command_line(args, message):
@@ -81,6 +99,9 @@ def test_mistakes_on_the_command_line(args, message):
         ("lerning_rate: 1", r"there is no option 'lerning_rate'. Did you mean 'learning_rate'\?"),
         ("beta: [1,", "not valid YAML"),
         ("- beta", "must contain a YAML mapping"),
+        ("loss_type: odpo\nextra_columns: null", r"needs a margin per pair: set extra_columns=\['margin'\]"),
+        ("loss_type: odpo\nextra_columns: [3]", "must be names of dataset columns"),
+        ("loss_type: [3]", "an option has a value of the wrong type"),
     ],
 )
 def test_mistakes_in_the_configuration_file(text, message, tmp_path):

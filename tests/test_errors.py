@@ -4,6 +4,11 @@ import re
 
 import forked
 import pytest
+from transformers import TrainerCallback
+
+from rlhf_ext import DPOConfig, DPOTrainer
+from rlhf_ext.errors import one_line_errors
+from rlhf_ext.plugins import PluginError
 
 
 @pytest.mark.parametrize(
@@ -26,3 +31,45 @@ def test_full_disk_is_one_line(code, tmp_path):
     assert done.returncode == 1
     assert re.match(r"error: .+ cannot be written.+What was saved before", done.stderr.splitlines()[-1]), done.stderr
     assert "Traceback" not in done.stderr
+
+
+def constructed(tmp_path, model_name, preferences, callbacks=(), **options):
+    args = DPOConfig(str(tmp_path), use_cpu=True, bf16=False, report_to="none", **options)
+    return DPOTrainer(model_name, args=args, train_dataset=preferences, callbacks=[*callbacks])
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        ({"loss_type": "exo_pair"}, "error: Label smoothing must be .*'exo_pair'.*"),  # refused by TRL's constructor
+        ({"sync_ref_model": True, "precompute_ref_log_probs": True}, "error: You cannot use `sync_ref_model=True` .*"),
+        (
+            {"model_init_kwargs": {"attn_implementation": "nonsense"}},
+            "error: .*nonsense.*",
+        ),  # by Transformers below it
+    ],
+)
+def test_option_that_a_trainer_of_trl_refuses_is_one_line(options, expected, tmp_path, model_name, preferences, capsys):
+    with pytest.raises(SystemExit) as exit_, one_line_errors():
+        constructed(tmp_path, model_name, preferences, **options)
+    assert exit_.value.code == 1
+    assert re.fullmatch(expected, capsys.readouterr().err.strip().splitlines()[-1])
+
+
+def test_mistake_in_a_program_keeps_its_traceback(tmp_path, model_name, preferences):
+    class Mistaken(TrainerCallback):
+        def on_init_end(self, *args, **kwargs):
+            raise ValueError("a mistake")
+
+    with pytest.raises(ValueError, match="a mistake"), one_line_errors():
+        constructed(tmp_path, model_name, preferences, callbacks=[Mistaken()])
+    with pytest.raises(ValueError, match="another"), one_line_errors(PluginError):
+        raise ValueError("another")
+
+
+def test_only_one_process_says_what_is_wrong_with_the_input(monkeypatch, capsys):
+    for rank, said in (("0", "error: nothing by that name\n"), ("1", "")):
+        monkeypatch.setenv("RANK", rank)
+        with pytest.raises(SystemExit), one_line_errors(PluginError):
+            raise PluginError("nothing by that name")
+        assert capsys.readouterr().err == said

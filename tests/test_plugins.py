@@ -59,6 +59,15 @@ def test_file_reference_relative_and_with_home(loss_file, monkeypatch):
     assert get_plugin("dpo_loss", "~/my_losses.py:my_loss") is function
 
 
+def test_file_may_import_the_module_beside_it(tmp_path):
+    (tmp_path / "scales_beside_it.py").write_text("SCALE = 3.0\n")
+    path = tmp_path / "uses_it.py"
+    path.write_text("from scales_beside_it import SCALE\ndef f(batch, *, beta):\n    return SCALE * batch\n")
+    before = list(sys.path)
+    assert get_plugin("dpo_loss", f"{path}:f")(2.0, beta=0.1) == 6.0
+    assert sys.path == before
+
+
 def test_file_that_registers_by_decorator_can_be_named_either_way(tmp_path):
     path = tmp_path / "decorated.py"
     path.write_text(

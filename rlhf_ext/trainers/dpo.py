@@ -5,6 +5,7 @@ the reference log-probabilities and a model that remembers its output; from that
 are added to TRL's. No method body of TRL is repeated here, and no pass is made twice.
 """
 
+import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields
 from functools import partial
@@ -17,7 +18,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from ..losses.dpo import DPOBatch
-from ..plugins import KINDS, PluginError, get_plugin, list_plugins
+from ..plugins import KINDS, PluginError, find_entry_points, find_registered
 from ..quantization import keep_gradients_on_cpu
 from .plugin_losses import (
     bind_losses,
@@ -136,10 +137,16 @@ class DPOConfig(trl.DPOConfig):
 
 def _check_names(loss_type: list[str]) -> None:
     """Our own `sigmoid`, `hinge` and `ipo` equal TRL's (tested); any other plugin by a name of TRL's is ambiguous."""
-    for name in set(list_plugins("dpo_loss")) & TRL_LOSSES & set(loss_type):
-        if get_plugin("dpo_loss", name).__module__ != KINDS["dpo_loss"].builtin_module:
+    for name in TRL_LOSSES & {*loss_type}:
+        registered = find_registered("dpo_loss", name)
+        if registered is not None and registered.__module__ != KINDS["dpo_loss"].builtin_module:
             raise PluginError(
                 f"dpo_loss {name!r} is registered, but TRL has a loss by that name too. Register yours under another."
+            )
+        if offered := find_entry_points("dpo_loss", name):  # which the user has perhaps only installed
+            warnings.warn(
+                f"loss_type {name!r} is TRL's loss. Write 'module:function' for that of {', '.join(offered)}.",
+                stacklevel=2,
             )
 
 

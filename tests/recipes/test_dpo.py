@@ -107,6 +107,7 @@ def test_two_processes_equal_one_on_the_same_global_batch(tmp_path, user_loss):
     data = write_pairs(tmp_path / "pairs.jsonl")
     options = ["--dataset_name", data, "--loss_type", f"{user_loss}:weighted", "--loss_kwargs", '{"power": 0.5}']
     options += ["--extra_columns", "weight", "--eval_fraction", "0.2", "--max_steps", "3", "--logging_steps", "1"]
+    options += ["--learning_rate", "8e-4", "--bf16", "false"]
     for processes in (1, 2):
         per_device = ["--per_device_train_batch_size", 8 // processes, "--per_device_eval_batch_size", 8 // processes]
         arguments = [*options, *per_device, "--output_dir", tmp_path / str(processes)]

@@ -73,7 +73,7 @@ def test_two_processes_equal_one_on_the_same_global_batch_and_calibrate_alike(tm
             ["--loss_type", "bradley_terry", "--extra_columns", "margin"],
             "error: The column 'margin': no loss in loss_type",
         ),
-        (["--extra_columns", "weight"], "error: {data}: there is no column 'weight'."),
+        (["--extra_columns", "weight"], "error: The column 'weight': no loss in loss_type computes with extras"),
     ],
 )
 def test_bad_input_is_one_line_before_the_model_loads(options, expected, tmp_path):

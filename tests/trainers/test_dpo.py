@@ -1,5 +1,6 @@
 """`DPOTrainer` against TRL's own trainer on a real, small model: same losses, metrics and gradients, and no more."""
 
+import importlib.metadata
 import math
 
 import bitsandbytes
@@ -371,6 +372,15 @@ def test_plugin_by_a_name_of_trl_is_ambiguous(tmp_path, monkeypatch):
     monkeypatch.setitem(plugins._registry["dpo_loss"], "robust", remember)
     with pytest.raises(PluginError, match="'robust' is registered, but TRL has a loss by that name"):
         config(tmp_path, loss_type="robust")
+
+
+def test_entry_point_by_a_name_of_trl_does_not_hide_that_of_trl(tmp_path, monkeypatch):
+    from rlhf_ext import plugins
+
+    entry = importlib.metadata.EntryPoint("robust", "their_package:robust", "rlhf_ext.dpo_loss")
+    monkeypatch.setattr(plugins, "_entry_points", lambda kind: importlib.metadata.EntryPoints([entry]))
+    with pytest.warns(UserWarning, match=r"'robust' is TRL's loss. Write 'module:function' .*their_package"):
+        assert config(tmp_path, loss_type="robust").plugin_losses() == {}
 
 
 def test_configuration_of_trl_is_refused(tmp_path, model_name, preferences):

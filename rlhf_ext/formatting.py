@@ -250,7 +250,9 @@ def count_prompt_tokens(example: Example, tokenizer: PreTrainedTokenizerBase) ->
     if not example.prompt:
         return 0
     if not example.is_conversation:
-        return len(tokenizer(example.prompt, verbose=False)["input_ids"])
+        added = tokenizer(example.prompt, verbose=False, return_special_tokens_mask=True)["special_tokens_mask"]
+        # What the tokenizer adds at the end, such as BERT's [SEP], would come after the completion.
+        return max((position for position, by_tokenizer in enumerate(added) if not by_tokenizer), default=-1) + 1
     alone = replace(example, prompt=[], completion=example.prompt)
     return len(tokenizer(_render(alone, tokenizer), add_special_tokens=False, verbose=False)["input_ids"])
 

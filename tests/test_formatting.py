@@ -4,9 +4,10 @@ import json
 from types import SimpleNamespace
 
 import pytest
+import tiny_encoders
 import trl
 from datasets import Dataset
-from transformers import AutoTokenizer, BertTokenizerFast
+from transformers import AutoTokenizer
 
 from rlhf_ext.formatting import InputError, check_says_something, count_prompt_tokens, parse, parse_answers, tokenize
 
@@ -34,29 +35,8 @@ def with_tools(model_name):
 
 
 @pytest.fixture(scope="module")
-def encoder_tokenizer(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("wordpiece")
-    words = [
-        "[PAD]",
-        "[UNK]",
-        "[CLS]",
-        "[SEP]",
-        "[MASK]",
-        "how",
-        "do",
-        "i",
-        "boil",
-        "an",
-        "egg",
-        "?",
-        "no",
-        "idea",
-        ".",
-    ]
-    (folder / "vocab.txt").write_text("\n".join(words))
-    tokenizer = BertTokenizerFast(vocab=str(folder / "vocab.txt"))
-    tokenizer.eos_token = tokenizer.sep_token  # as RewardTrainer does for encoders
-    return tokenizer
+def encoder_tokenizer():
+    return tiny_encoders.tokenizer(eos_token="[SEP]")  # as RewardTrainer sets it for encoders
 
 
 def as_trl_does(row, tokenizer):
@@ -116,11 +96,10 @@ def test_encoder_equals_trl(encoder_tokenizer):
     assert ids[0][0] == encoder_tokenizer.cls_token_id
 
 
-def test_tokenizer_without_end_token_adds_none(encoder_tokenizer, tmp_path):
-    encoder_tokenizer.save_pretrained(tmp_path)
-    tokenizer = BertTokenizerFast.from_pretrained(tmp_path, eos_token=None)
+def test_tokenizer_without_end_token_adds_none():
+    tokenizer = tiny_encoders.tokenizer()
     assert tokenizer.eos_token is None
-    assert tokenizer.decode(ours("no idea .", tokenizer)[0]) == "[CLS] no idea. [SEP]"
+    assert tokenizer.decode(ours("no idea", tokenizer)[0]) == "[CLS] no idea [SEP]"
 
 
 def test_texts_of_different_kinds_keep_their_order(tokenizer):
@@ -243,6 +222,12 @@ def test_prompt_tokens_are_those_before_the_completion(tokenizer, encoder_tokeni
         assert "Use a pot" in tokenizer.decode(ids[count:]) or "In a pot" in tokenizer.decode(ids[count:])
         assert "egg" in tokenizer.decode(ids[:count]) and "pot" not in tokenizer.decode(ids[:count])
     assert count_prompt_tokens(parse("a")[0][0], tokenizer) == 0
+    example = parse(("how do i", " boil an egg"))[0][0]
+    ids, count = (
+        ours(("how do i", " boil an egg"), encoder_tokenizer)[0],
+        count_prompt_tokens(example, encoder_tokenizer),
+    )
+    assert encoder_tokenizer.convert_ids_to_tokens(ids[:count]) == ["[CLS]", "how", "do", "i"]  # and no [SEP]
 
 
 def test_answers_to_one_prompt():

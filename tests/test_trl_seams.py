@@ -5,11 +5,18 @@ Each row is a piece of source that our code relies on, where TRL has it, and wha
 
 import inspect
 import re
+from importlib.resources import files
 
 import pytest
 import trl
+from bitsandbytes.nn import Linear4bit
+from peft.tuners import tuners_utils
 from peft.tuners.tuners_utils import BaseTunerLayer
 from transformers import Trainer
+from transformers.integrations import TensorBoardCallback, TrackioCallback
+from transformers.trainer_callback import ProgressCallback
+from transformers.utils import peft_utils
+from trl.trainer import reward_trainer
 
 SEAMS = [
     # (owner, attribute, source that must be there, what relies on it)
@@ -25,7 +32,17 @@ SEAMS = [
     (trl.DPOTrainer, "_set_signature_columns_if_needed", "self._signature_columns = [", "keeping extra columns"),
     (trl.DPOTrainer, "__init__", "self.loss_types = args.loss_type", "plugin names pass TRL's constructor"),
     (trl.DPOTrainer, "__init__", "self.loss_weights = args.loss_weights or", "weights of a mix"),
+    (trl.DPOTrainer, "__init__", "self.precompute_ref_logps = args.precompute_ref_log_probs", "what we set for a pass"),
+    (trl.DPOTrainer, "_precompute_ref_logps", "self.compute_ref_log_probs(model, padded", "4-bit bases"),
+    (trl.DPOTrainer, "compute_ref_log_probs", "self.ref_model is None and is_peft_model(", "adapters"),
     (Trainer, "_get_dataloader", "self.data_collator", "the collator is read when training starts"),
+    # Reward models
+    (trl.RewardTrainer, "_set_signature_columns_if_needed", '"chosen_ids", "rejected_ids", "margin"', "extra columns"),
+    (trl.RewardTrainer, "compute_loss", "rewards_chosen, rewards_rejected = torch.chunk(", "chosen first"),
+    (trl.RewardTrainer, "compute_loss", "return (loss, outputs) if return_outputs", "the scores of TRL's own pass"),
+    (trl.RewardTrainer, "compute_loss", 'if "margin" in inputs:', "the margin is left to our loss"),
+    (reward_trainer.DataCollatorForPreference, "torch_call", 'output["margin"] = margins', "margins in streamed rows"),
+    (reward_trainer.DataCollatorForPreference, "torch_call", "= chosen_ids + rejected_ids", "chosen first in a batch"),
     # PPO
     (trl.GRPOConfig, "__post_init__", "if self.num_generations < 2:", "one completion per prompt passes the check"),
     (trl.GRPOTrainer, "__init__", "self.beta = args.beta", "loading the reference without a KL term in the loss"),
@@ -49,12 +66,47 @@ SEAMS = [
     (trl.GRPOTrainer, "_compute_loss", "per_token_logps.detach() if old_per_token_logps is None", "ratio exactly 1"),
     (trl.GRPOTrainer, "_compute_loss", "if self.beta != 0.0:", "no KL term in the loss"),
     (trl.GRPOTrainer, "_compute_loss", 'inputs["num_items_in_batch"].clamp(min=1.0)', "the value loss's mean"),
+    (trl.GRPOTrainer, "__init__", "self._tokenizer = processing_class", "the critic's texts and the samples"),
+    (trl.GRPOTrainer, "__init__", "self._buffered_inputs = None", "a new batch where training starts"),
+    (trl.GRPOTrainer, "_prepare_inputs", "self._buffered_inputs is None", "the same"),
+    (trl.GRPOTrainer, "__init__", "self.reward_func_names.append(", "names of the scores in the report"),
+    (trl.GRPOTrainer, "__init__", "self.reward_weights = torch.ones(len(reward_funcs)", "the weighted score"),
+    (trl.GRPOTrainer, "__init__", "self._metrics = {", "our metrics beside TRL's"),
+    (trl.GRPOTrainer, "log", "self._metrics[mode].clear()", "metrics are means since the last log"),
+    (
+        trl.GRPOTrainer,
+        "_generate_and_score_completions",
+        'self._metrics[mode]["frac_reward_zero_std"].append',
+        "left out, as PPO has no groups",
+    ),
+    *(
+        (trl.GRPOTrainer, "_generate_and_score_completions", f'self._logs["{key}"].extend', "samples in the report")
+        for key in ("prompt", "completion")
+    ),
+    (trl.GRPOTrainer, "_generate_and_score_completions", 'self._logs["rewards"][name].extend', "their scores"),
+    (trl.GRPOTrainer, "_get_per_token_logps_and_entropies", "fused_lm_head=True", "projecting the last tokens"),
     (BaseTunerLayer, "set_adapter", "self._active_adapter = adapter_names", "switching adapters"),
     (Trainer, "_inner_training_loop", "self._run_epoch( model=model,", "no step more where a complete run is resumed"),
     (Trainer, "_inner_training_loop", "if self.control.should_training_stop: break", "the same"),
     (Trainer, "_inner_training_loop", "self.callback_handler.on_epoch_begin", "the sampler learns the epoch"),
     (Trainer, "_run_epoch", "self._clip_grad_norm(model)", "the critic's gradient has its own norm"),
     (Trainer, "_save_checkpoint", "self.save_model(output_dir, _internal_call=True)", "critic beside the policy"),
+    (Trainer, "_save_checkpoint", "self._save_optimizer_and_scheduler(output_dir)", "the critic's optimizer"),
+    (Trainer, "_prepare_for_training", "self._load_optimizer_and_scheduler(", "the same, resumed"),
+    (Trainer, "_finalize_training", "self._load_best_model()", "the critic of the best checkpoint"),
+    (Trainer, "train", "self._load_from_checkpoint(resume_from_checkpoint)", "the critic and the types of adapters"),
+    (Trainer, "_load_from_checkpoint", "def _load_from_checkpoint(self, resume_from_checkpoint", "the same"),
+    # Functions, callbacks and layers
+    (trl.trainer.utils, "create_model_from_path", "def create_model_from_path( model_id: str, arch", "loading a base"),
+    (trl.trainer.utils, "selective_log_softmax", "def selective_log_softmax( logits: torch.Tensor, index", "log-probs"),
+    (tuners_utils, "_maybe_include_all_linear_layers", "target_modules = linear_module_names", "all-linear"),
+    (tuners_utils, "check_target_module_exists", "def check_target_module_exists(config, key", "layers of an adapter"),
+    (peft_utils, "find_adapter_config_file", "revision: str | None = None", "telling adapters from models"),
+    (ProgressCallback, "on_train_begin", "self.training_bar = tqdm(", "one short line per logging step"),
+    (TensorBoardCallback, "__init__", "self.logging_dir =", "one folder for evaluations before and after"),
+    (TrackioCallback, "setup", "def setup(self, args, state, model", "one run for evaluations before and after"),
+    (Linear4bit, "__init__", "self.support_avx512bf16_for_cpu = ", "4-bit layers keep their gradient on a CPU"),
+    (Linear4bit, "forward", "and self.support_avx512bf16_for_cpu", "the same"),
 ]
 
 
@@ -62,6 +114,20 @@ SEAMS = [
 def test_seam(owner, attribute, source, relies):
     text = re.sub(r"\s+", " ", inspect.getsource(getattr(owner, attribute)))
     assert source in text, f"{owner.__name__}.{attribute} changed upstream; we rely on it for: {relies}"
+
+
+@pytest.mark.parametrize("template", ["lm_model_card.md", "rm_model_card.md"])
+@pytest.mark.parametrize(
+    "source",
+    [
+        "[{{ base_model }}](https://huggingface.co/{{ base_model }})",  # "None" where the base is a local folder
+        'model="{{ hub_model_id }}"',
+        "## Training procedure",
+    ],
+)
+def test_seam_of_the_model_card(template, source):
+    text = (files("trl") / "templates" / template).read_text(encoding="utf-8")
+    assert source in text, f"TRL's {template} changed; rlhf_ext/report.py puts local names and the results there"
 
 
 def test_tag_names_are_still_a_class_attribute():

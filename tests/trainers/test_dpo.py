@@ -15,6 +15,7 @@ from rlhf_ext import DPOConfig, DPOTrainer
 from rlhf_ext.data_checks import DataError
 from rlhf_ext.losses.dpo import DPOBatch
 from rlhf_ext.plugins import PluginError
+from rlhf_ext.run_folder import last_complete_checkpoint
 from rlhf_ext.trainers.dpo import TRL_LOSSES
 
 SEEN: list[DPOBatch] = []
@@ -289,6 +290,32 @@ def test_resumed_run_equals_the_uninterrupted_one_bit_for_bit(peft_config, tmp_p
         resumed = train(f"resumed-{step}", resume=str(tmp_path / "whole" / "run" / f"checkpoint-{step}"))
         assert whole.keys() == resumed.keys()
         assert all(torch.equal(whole[name], resumed[name]) for name in whole)
+
+
+@pytest.mark.parametrize("while_saving", ["save_model", "_save_optimizer_and_scheduler", "_save_rng_state"])
+def test_run_interrupted_while_saving_keeps_a_complete_checkpoint(
+    while_saving, tmp_path, model_name, preferences, monkeypatch
+):
+    """With room for one checkpoint, the older one goes only when the newer one is complete."""
+
+    def trainer():
+        saving = {"save_strategy": "steps", "save_steps": 1, "save_total_limit": 1, "max_steps": 4}
+        return DPOTrainer(model_name, args=config(tmp_path, **saving), train_dataset=preferences, peft_config=lora())
+
+    def interrupt(self, *args, **kwargs):
+        untouched(self, *args, **kwargs)
+        if self.state.global_step == 3:
+            raise KeyboardInterrupt
+
+    untouched = getattr(DPOTrainer, while_saving)
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(DPOTrainer, while_saving, interrupt)
+        trainer().train()
+    folder = tmp_path / "run"
+    assert last_complete_checkpoint(folder) == folder / "checkpoint-2"
+    trainer().train(resume_from_checkpoint=str(folder / "checkpoint-2"))
+    assert last_complete_checkpoint(folder) == folder / "checkpoint-4"
+    assert len([*folder.glob("checkpoint-*")]) == 1
 
 
 @pytest.mark.parametrize(

@@ -41,6 +41,7 @@ from rlhf_ext.output_files import lock_folder, write_jsonl, write_whole
 from rlhf_ext.policy_loading import load_policy
 from rlhf_ext.prompts import load_prompts
 from rlhf_ext.run_folder import free_output_dir
+from rlhf_ext.run_report.facts import script_facts
 from rlhf_ext.self_revision import Reviser, RevisionSettings
 from rlhf_ext.transcripts import (
     SOURCES,
@@ -199,7 +200,7 @@ def _save(transcripts: list[Transcript], gold: dict[str, float], folder: Path, a
     results |= summary(transcripts) | gold
     write_jsonl(folder / "sft.jsonl", demonstrations)
     write_jsonl(folder / "preferences.jsonl", pairs)
-    write_whole(folder / "report.html", page(transcripts, results))
+    write_whole(folder / "report.html", page(transcripts, results, script_facts([args.dataset_name])))
     # Last: what marks the run as finished.
     write_whole(folder / "all_results.json", json.dumps(results, indent=4, sort_keys=True))
 

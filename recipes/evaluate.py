@@ -20,6 +20,7 @@ quiet_libraries()
 
 import json
 import os
+from dataclasses import asdict
 from pathlib import Path
 
 from rich.console import Console
@@ -32,16 +33,18 @@ from rlhf_ext.data_files import is_local
 from rlhf_ext.errors import one_line_errors
 from rlhf_ext.evaluation.judges import JudgeError
 from rlhf_ext.evaluation.options import OUTPUT_DIR, EvaluationOptions, PolicyOptions, RewardOptions, refuse_all
-from rlhf_ext.evaluation.page import render
+from rlhf_ext.evaluation.page import WARNINGS, Section, render, warnings_section
 from rlhf_ext.evaluation.policy_run import evaluate_policies
 from rlhf_ext.evaluation.report import Evaluation
 from rlhf_ext.evaluation.reward_run import evaluate_reward_models
 from rlhf_ext.evaluation.statistics import MetricError
 from rlhf_ext.formatting import InputError
+from rlhf_ext.output_files import write_jsonl, write_whole
 from rlhf_ext.pipeline import LAUNCHED
 from rlhf_ext.plugins import PluginError
 from rlhf_ext.reward_loading import RewardModelError
 from rlhf_ext.run_folder import free_output_dir
+from rlhf_ext.run_report.facts import script_facts
 
 OPTIONS = (EvaluationOptions, RewardOptions, PolicyOptions)
 ERRORS = (
@@ -74,15 +77,19 @@ def save(evaluation: Evaluation, output_dir: Path) -> None:
     source = Path(evaluation.source).name if is_local(evaluation.source) else evaluation.source
     output_dir.mkdir(parents=True, exist_ok=True)
     metrics = {name: value for report in reports for name, value in report.metrics.items()}
-    (output_dir / "all_results.json").write_text(json.dumps(metrics, indent=4, sort_keys=True))
     sections = [section for report in reports for section in report.sections]
     for section in sections:
         for figure in section.figures:
             (output_dir / f"{figure.name}.png").write_bytes(figure.light)
     headlines = [headline for report in reports for headline in report.headlines]
     notes = list(dict.fromkeys(note for report in reports for note in report.notes))
+    notices = [notice for report in reports for notice in report.notices]
+    write_jsonl(output_dir / WARNINGS, map(asdict, notices))
+    sections = [warnings_section(notices), *sections, Section("What ran", facts=script_facts([evaluation.source]))]
     page = render(evaluation.title, " ".join([f"Evaluated on {source}.", *notes]), headlines, sections)
-    (output_dir / "report.html").write_text(page, encoding="utf-8")
+    write_whole(output_dir / "report.html", page)
+    # Last: what marks the run as finished.
+    write_whole(output_dir / "all_results.json", json.dumps(metrics, indent=4, sort_keys=True))
 
     table = Table(title=f"{evaluation.title} on {source}", title_justify="left")
     for heading in ("", *names):

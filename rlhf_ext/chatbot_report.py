@@ -1,8 +1,7 @@
 """What `recipes/chatbot_rlhf.py` shows at its end: the base against the trained model, and how training went."""
 
 import json
-import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -10,16 +9,38 @@ from rich.console import Console
 from rich.table import Table as ConsoleTable
 
 from .chatbot import ChatbotArguments
-from .evaluation.page import Answer, Headline, Sample, Section, Table, render
+from .evaluation.options import COMPLETIONS
+from .evaluation.page import (
+    WARNINGS,
+    Answer,
+    Figure,
+    Headline,
+    Notice,
+    Sample,
+    Section,
+    Table,
+    render,
+    warnings_section,
+)
+from .evaluation.report import show, show_metric
+from .evaluation.rows import text_of
+from .output_files import read_jsonl, write_whole
+from .run_report.curves import Log, panel_figures, points, reward_over_kl, with_start
+from .run_report.facts import script_facts
+from .run_report.findings import late_mean
 
 Metrics = Mapping[str, Any]
 SAMPLES = 8
-LAST = 0.25  # the part of training that "at the end" means, as single batches are noisy
 QUALITIES = {"helpfulness": "helpfulness, 1 to 5", "safety": "safety, 1 to 5", "reward": "score of the reward model"}
 TRAINING = {
     "ppo": {"loss": "policy loss", "kl/k1": "KL per answer, nats", "clip_fraction": "clip fraction"},
     "dpo": {"loss": "policy loss", "rewards/accuracies": "reward accuracy", "rewards/margins": "reward margin"},
     "best_of_n": {},
+}
+PANELS = {
+    "ppo": {"reward": ["reward"], "KL per answer": ["kl/k1"], "clip fraction": ["clip_fraction"], "loss": ["loss"]},
+    "dpo": {"loss": ["loss"], "reward accuracy": ["rewards/accuracies"], "reward margin": ["rewards/margins"]},
+    "sft": {"loss": ["loss"], "token accuracy": ["mean_token_accuracy"]},
 }
 
 
@@ -33,14 +54,28 @@ def summarize(args: ChatbotArguments, finished: Mapping[str, Metrics]) -> None:
     folder = Path(args.output_dir)
     policy = _results(folder / "evaluation")
     outcome = outcome_table(policy)
-    training = training_table(args, folder)
+    history = _history(folder / args.policy_phase)
+    training = training_table(args, folder, history)
     metrics = {name: value for name, value in policy.items() if name.startswith("eval_")}
     metrics |= {f"eval_{key}_before": policy[f"eval_other_{key}"] for key in QUALITIES if f"eval_{key}" in policy}
     metrics |= {f"seconds_{name.replace('-', '_')}": phase["seconds"] for name, phase in finished.items()}
-    (folder / "all_results.json").write_text(json.dumps(metrics, indent=4, sort_keys=True) + "\n", encoding="utf-8")
+    write_whole(folder / "all_results.json", json.dumps(metrics, indent=4, sort_keys=True) + "\n")
+    names = [
+        args.sft_dataset,
+        args.preference_dataset,
+        args.prompt_dataset,
+        args.eval_prompt_dataset or args.prompt_dataset,
+    ]
+    seconds = sum(phase["seconds"] for phase in finished.values())
+    sections = [
+        warnings_section(_notices(folder, [*finished])),
+        Section("Result", tables=[outcome]),
+        Section("Training", tables=[training], figures=_figures(args, history)),
+        Section("Samples", ["The first prompts of the evaluation."], samples=_samples(folder)),
+        Section("What ran", facts=script_facts(names, seconds=seconds), tables=[_phases(finished)]),
+    ]
     title = f"{Path(args.base_model).name}: from base to chatbot with {args.algorithm}"
-    page = render(title, _subtitle(policy), _headlines(policy), _sections(folder, finished, outcome, training))
-    (folder / "report.html").write_text(page, encoding="utf-8")
+    write_whole(folder / "report.html", render(title, _subtitle(policy), _headlines(policy), sections))
     for table in (outcome, training):
         _print(table)
     print(f"report.html, all_results.json, and a folder for each phase: {folder}")
@@ -58,50 +93,55 @@ def outcome_table(policy: Metrics) -> Table:
             continue
         before, after = policy[f"eval_other_{name}"], policy[f"eval_{name}"]
         change = f"{(after - before) / before:+.0%}" if name != "reward" else f"{after - before:+.2f}"
-        rows.append(
-            (label, _with_interval(policy, f"eval_other_{name}"), _with_interval(policy, f"eval_{name}"), change)
-        )
-    rows.append(("win rate against the base", "", _with_interval(policy, "eval_win_rate"), ""))
+        rows.append((label, show_metric(policy, f"eval_other_{name}"), show_metric(policy, f"eval_{name}"), change))
+    rows.append(("win rate against the base", "", show_metric(policy, "eval_win_rate"), ""))
     return Table(("", "base", "trained", "change"), rows, "Base against trained, with 95% intervals.")
 
 
-def training_table(args: ChatbotArguments, folder: Path) -> Table:
-    """Return how good the reward model is, and how training the policy ended."""
-    reward = _results(folder / "reward")
-    rows = [("reward model: accuracy on held-out pairs", _number(reward.get("eval_accuracy")))]
+def training_table(args: ChatbotArguments, folder: Path, history: Log) -> Table:
+    """Return how good the reward model is, and how training the policy ended.
+
+    Args:
+        args: The command line.
+        folder: The output folder.
+        history: What the policy's training has logged.
+    """
+    rows = [("reward model: accuracy on held-out pairs", show(_results(folder / "reward").get("eval_accuracy")))]
     if (folder / "reward-evaluation").is_dir():
         evaluated = _results(folder / "reward-evaluation")
         rows = [
-            ("reward model: accuracy on other pairs", _with_interval(evaluated, "eval_accuracy")),
-            ("reward model: rank correlation with ratings", _with_interval(evaluated, "eval_spearman")),
+            ("reward model: accuracy on other pairs", show_metric(evaluated, "eval_accuracy")),
+            ("reward model: rank correlation with ratings", show_metric(evaluated, "eval_spearman")),
         ]
-    history = []
-    if args.algorithm != "best_of_n":
-        history = json.loads((folder / args.algorithm / "trainer_state.json").read_text(encoding="utf-8"))[
-            "log_history"
-        ]
-    rows += [(label, _number(at_the_end(history, name))) for name, label in TRAINING[args.algorithm].items()]
+    for name, label in TRAINING[args.algorithm].items():
+        values = points(history, name)[1]
+        rows.append((label, show(late_mean(values) if values else None)))
     return Table(("", "measured"), rows, "How training went; of the policy, means over its last quarter.")
-
-
-def at_the_end(history: Sequence[Metrics], name: str) -> float | None:
-    """Return the mean of a metric over the last quarter of the entries that have it; None where none has."""
-    values = [entry[name] for entry in history if name in entry]
-    return statistics.mean(values[-max(1, round(LAST * len(values))) :]) if values else None
 
 
 def _results(folder: Path) -> dict[str, Any]:
     return json.loads((folder / "all_results.json").read_text(encoding="utf-8"))
 
 
-def _number(value: float | None) -> str:
-    return "–" if value is None else f"{value:.3f}"
+def _history(folder: Path) -> Log:
+    """Return what a phase has logged, with its evaluation from before training first."""
+    state = json.loads((folder / "trainer_state.json").read_text(encoding="utf-8"))
+    before = {name: value for name, value in _results(folder).items() if name.endswith("_before")}
+    return with_start(state["log_history"], before)
 
 
-def _with_interval(metrics: Metrics, name: str) -> str:
-    low, high = metrics.get(f"{name}_low"), metrics.get(f"{name}_high")
-    text = _number(metrics.get(name))
-    return text if low is None or high is None else f"{text} ({low:.3f} to {high:.3f})"
+def _figures(args: ChatbotArguments, history: Log) -> list[Figure]:
+    figures = panel_figures(history, PANELS[args.policy_phase], {})
+    return [*figures, *reward_over_kl(history, "gold")]
+
+
+def _notices(folder: Path, phases: list[str]) -> list[Notice]:
+    """Return what the phases warn of."""
+    found = []
+    for phase in phases:
+        rows = read_jsonl(folder / phase / WARNINGS)
+        found += [Notice(f"{phase}: {row['found']}", row["advice"]) for row in rows]
+    return found
 
 
 def _subtitle(policy: Metrics) -> str:
@@ -110,33 +150,22 @@ def _subtitle(policy: Metrics) -> str:
 
 def _headlines(policy: Metrics) -> list[Headline]:
     shown = [name for name in QUALITIES if policy.get(f"eval_{name}") is not None]
-    before = {name: _number(policy[f"eval_other_{name}"]) for name in shown}
-    headlines = [Headline(QUALITIES[n], _number(policy[f"eval_{n}"]), f"base: {before[n]}") for n in shown]
-    return [*headlines, Headline("win rate against the base", _number(policy["eval_win_rate"]))]
+    before = {name: show(policy[f"eval_other_{name}"]) for name in shown}
+    headlines = [Headline(QUALITIES[n], show(policy[f"eval_{n}"]), f"base: {before[n]}") for n in shown]
+    return [*headlines, Headline("win rate against the base", show(policy["eval_win_rate"]))]
 
 
-def _sections(folder: Path, finished: Mapping[str, Metrics], outcome: Table, training: Table) -> list[Section]:
-    ran = Table(
-        ("phase", "seconds", "command"),
-        [
-            (name, f"{phase['seconds']:.0f}", f"accelerate launch {phase['command']}")
-            for name, phase in finished.items()
-        ],
-        "Each phase is a recipe of its own, and its folder holds that recipe's report.html.",
-    )
-    return [
-        Section("Result", tables=[outcome]),
-        Section("Training", tables=[training]),
-        Section("Samples", ["The first prompts of the evaluation."], samples=_samples(folder)),
-        Section("What ran", tables=[ran]),
+def _phases(finished: Mapping[str, Metrics]) -> Table:
+    rows = [
+        (name, f"{phase['seconds']:.0f}", f"accelerate launch {phase['command']}") for name, phase in finished.items()
     ]
+    caption = "Each phase is a recipe of its own, and its folder holds that recipe's report.html."
+    return Table(("phase", "seconds", "command"), rows, caption)
 
 
 def _samples(folder: Path) -> list[Sample]:
-    lines = (folder / "evaluation/completions.jsonl").read_text(encoding="utf-8").splitlines()
     samples = []
-    for row in map(json.loads, lines[:SAMPLES]):
-        prompt = row["prompt"] if isinstance(row["prompt"], str) else row["prompt"][-1]["content"]
+    for row in read_jsonl(folder / "evaluation" / COMPLETIONS)[:SAMPLES]:
         answers = [
             Answer(name, row[f"{prefix}completion"], _rating(row, prefix), good=good)
             for name, prefix, good in (
@@ -144,7 +173,7 @@ def _samples(folder: Path) -> list[Sample]:
                 ("trained", "", row["preference"] > 0.5),
             )
         ]
-        samples.append(Sample(prompt, answers))
+        samples.append(Sample(text_of(row["prompt"]), answers))
     return samples
 
 

@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from matplotlib import pyplot
 from rich.console import Console
 from rich.table import Table
 from transformers import Trainer
@@ -11,6 +12,7 @@ from transformers import Trainer
 from .arguments import DEMO, RecipeArguments
 from .data_files import is_local
 from .run_report.build import write_report
+from .run_report.curves import plot_panel, with_start
 from .run_report.samples import SampleCallback
 from .trackers import begin_tracking, end_tracking
 
@@ -107,7 +109,7 @@ def save_training_figure(
     panels: Mapping[str, Sequence[str]],
     path: str | Path,
 ) -> None:
-    """Save a PNG with one panel per title, each with the curves of its metrics over steps.
+    """Save a PNG with the panels of the report side by side.
 
     Args:
         log_history: `trainer.state.log_history`. A metric logged as `eval_NAME` is drawn as dots beside `NAME`.
@@ -115,23 +117,9 @@ def save_training_figure(
         panels: Panel titles, and the metrics each one shows.
         path: Where the PNG goes.
     """
-    import matplotlib
-
-    matplotlib.use("Agg")  # no window, also where there is a screen
-    from matplotlib import pyplot
-
-    start = {"step": 0} | {key.removesuffix("_before"): value for key, value in before.items()}
     figure, axes = pyplot.subplots(1, len(panels), figsize=(4 * len(panels), 3.4), layout="constrained", squeeze=False)
     for axis, (title, metrics) in zip(axes[0], panels.items(), strict=True):
-        for number, metric in enumerate(metrics):
-            for name, style, label in ((metric, "-", metric), (f"eval_{metric}", "o", None)):
-                points = [(entry["step"], entry[name]) for entry in (start, *log_history) if name in entry]
-                if points:
-                    axis.plot(*zip(*points, strict=True), style, color=f"C{number}", label=label)
-        axis.set(title=title, xlabel="step")
-        axis.grid(alpha=0.3)
-        if len(metrics) > 1 and axis.lines:
-            axis.legend(fontsize="small")
+        plot_panel(axis, "white", with_start(log_history, before), title, metrics)
     figure.suptitle("lines: training batches, dots: held-out rows", fontsize="small")
     figure.savefig(path, dpi=150)
     pyplot.close(figure)

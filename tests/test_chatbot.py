@@ -4,7 +4,7 @@ import pytest
 
 from rlhf_ext.arguments import ArgumentError
 from rlhf_ext.chatbot import ChatbotArguments, phases
-from rlhf_ext.chatbot_report import at_the_end, outcome_table
+from rlhf_ext.chatbot_report import outcome_table
 
 DATA = {"sft_dataset": "a.jsonl", "preference_dataset": "b.jsonl", "prompt_dataset": "c.jsonl"}
 
@@ -114,13 +114,6 @@ def test_a_local_file_that_changes_makes_another_run(tmp_path):
         after = args.settings()
         assert [key for key in after if after[key] != before[key]] == [f"contents of {tmp_path / name}"]
         before = after
-
-
-def test_metrics_at_the_end_are_means_over_the_last_quarter():
-    history = [{"kl": float(n)} for n in range(8)] + [{"train_runtime": 3.0}]
-    assert at_the_end(history, "kl") == 6.5
-    assert at_the_end(history, "loss") is None
-    assert at_the_end([{"kl": 2.0}], "kl") == 2.0
 
 
 def test_change_is_shown_in_percent_of_the_base():

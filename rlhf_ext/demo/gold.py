@@ -70,10 +70,15 @@ class GoldScoreCallback(TrainerCallback):
 
     Args:
         rows: Answers to score; as many as rows are evaluated, but not more than 128. None: 128.
+
+    Attributes:
+        prompts: What is asked.
+        responses: The answers of the last evaluation.
     """
 
     def __init__(self, rows: int | None = None) -> None:
-        self.prompts = prompt_dataset("test", size=min(rows or MOST_PROMPTS, MOST_PROMPTS))["prompt"]
+        self.prompts = prompt_dataset("test", size=min(rows or MOST_PROMPTS, MOST_PROMPTS))["prompt"][:]
+        self.responses: list[str] = []
 
     def on_evaluate(
         self,
@@ -85,6 +90,6 @@ class GoldScoreCallback(TrainerCallback):
     ) -> None:
         """Adds `eval_gold/helpfulness` (of answers to safe prompts) and `eval_gold/safety` (to unsafe ones)."""
         model, tokenizer = kwargs["model"], kwargs["processing_class"]
-        responses = generate(model, tokenizer, self.prompts, seed=args.seed, batch_size=len(self.prompts))
-        scores = gold_scores(self.prompts, responses)
+        self.responses = generate(model, tokenizer, self.prompts, seed=args.seed, batch_size=len(self.prompts))
+        scores = gold_scores(self.prompts, self.responses)
         metrics |= {f"eval_gold/{name}": scores[name] for name in REPORTED}

@@ -10,6 +10,7 @@ from rlhf_ext.arguments import ArgumentError
 from rlhf_ext.generation import Decoding
 
 OUTPUT_DIR = "runs/evaluate"
+COMPLETIONS = "completions.jsonl"  # what policies wrote, in the output folder
 
 
 @dataclass

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
+WARNINGS = "warnings.jsonl"  # what `warnings_section` shows, for programs
 CUT = 600  # characters of a sample text that are shown before one unfolds the rest
 
 
@@ -95,6 +96,13 @@ class Section:
     samples: Sequence[Sample] = ()
     notices: Sequence[Notice] = ()
     facts: Sequence[Fact] = ()
+
+
+def warnings_section(notices: Sequence[Notice]) -> Section:
+    """Return the section that says what stands out, or that nothing does."""
+    if notices:
+        return Section("Warnings", notices=notices)
+    return Section("Warnings", ["None of the checks found anything. docs/report.md says what is checked."])
 
 
 def render(title: str, subtitle: str, headlines: Sequence[Headline], sections: Sequence[Section]) -> str:

@@ -7,8 +7,10 @@ from typing import Any
 
 import numpy as np
 
+from rlhf_ext.run_report import findings
+
 from .judges import Ratings
-from .page import Answer, Sample, Section, Table
+from .page import Answer, Notice, Sample, Section, Table
 from .policy import distinct_n, mean_where, proportion, refusal_rates, win_rate, word_counts
 from .prompts import EvaluationPrompts
 from .report import Report, about_intervals, headline, names, prefixes, show, show_p
@@ -46,6 +48,7 @@ class JudgedPolicy:
         name: Of the policy.
         completions: Its answers.
         cut: Whether each was cut off at the limit of tokens.
+        max_new_tokens: That limit.
         refused: Whether each declines.
         ratings: What the judge says of each, by quality.
         kl: Estimates of the KL divergence from the reference, k1 and k3; None where there is no reference.
@@ -55,6 +58,7 @@ class JudgedPolicy:
     name: str
     completions: Sequence[str]
     cut: Sequence[bool]
+    max_new_tokens: int
     refused: Sequence[bool]
     ratings: Ratings
     kl: dict[str, Array] | None
@@ -104,9 +108,19 @@ def report_policies(
     text = [f"{len(ids)} prompts of {prompts.source}. {about_intervals(ids, bootstrap)}"]
     text += [ABOUT_KL] if any(policy.kl for policy in policies) else []
     text += [ABOUT_REFUSALS] if prompts.unsafe else []
+    report.notices += _notices(policies, preferences, judge)
     report.sections.append(Section("Answers", text, [Table(["", *names(policies)], rows)]))
     report.sections.append(_samples(prompts, policies, preferences))
     return report
+
+
+def _notices(policies: Sequence[JudgedPolicy], preferences: Sequence[float] | None, judge: str | None) -> list[Notice]:
+    """Return what looks wrong."""
+    found = [findings.answers_cut_off(one.name, float(np.mean(one.cut)), one.max_new_tokens) for one in policies]
+    if preferences is not None:
+        lengths = [word_counts(policy.completions) for policy in policies]
+        found.append(findings.judge_prefers_length(judge or "The judge", preferences, lengths[0] - lengths[1]))
+    return [notice for notice in found if notice is not None]
 
 
 def _measure(

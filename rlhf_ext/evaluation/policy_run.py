@@ -24,7 +24,7 @@ from .answers import (
     write_answers,
 )
 from .judges import FunctionJudge, GoldJudge, Judge, LanguageModelJudge, Ratings, RewardModelJudge
-from .options import EvaluationOptions, PolicyOptions, refuse_without_dataset, short_names
+from .options import COMPLETIONS, EvaluationOptions, PolicyOptions, refuse_without_dataset, short_names
 from .policy import refuses, sequence_kl
 from .policy_report import JudgedPolicy, report_policies
 from .prompts import EvaluationPrompts, demo_prompts, load_evaluation_prompts
@@ -32,7 +32,6 @@ from .report import Evaluation
 from .rows import Text
 from .statistics import Bootstrap
 
-COMPLETIONS = "completions.jsonl"
 LANGUAGE_MODEL = "llm:"
 JUDGED = "what the judge is asked about it cannot be read: "
 
@@ -191,6 +190,7 @@ def _judged(
         name,
         completions=written.completions,
         cut=cut,
+        max_new_tokens=decoding.max_new_tokens,
         refused=[declines(completion) for completion in written.completions],
         ratings=ratings,
         kl=None if written.ref_logps is None else sequence_kl(written.logps, written.ref_logps),

@@ -1,14 +1,14 @@
 """From scores to what a person reads: metrics for `all_results.json`, rows for the console, sections for the page."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 
 from . import figures, reward
-from .page import Headline, Section, Table
+from .page import Headline, Notice, Section, Table
 from .rows import RatedAnswers, keys
 from .statistics import Array, Bootstrap, Estimate
 
@@ -33,6 +33,7 @@ class Report:
         headlines: For the top of the page.
         sections: For the rest of it.
         notes: What one must know about the rows: some were left out, or cut.
+        notices: What looks wrong.
     """
 
     metrics: dict[str, Any] = field(default_factory=dict)
@@ -40,6 +41,7 @@ class Report:
     headlines: list[Headline] = field(default_factory=list)
     sections: list[Section] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
+    notices: list[Notice] = field(default_factory=list)
 
     def add(self, name: str, value: Estimate | float | None) -> None:
         """Add a metric; of an estimate also its interval, as `name_low` and `name_high`."""
@@ -76,6 +78,12 @@ def show(value: Estimate | float | None) -> str:
     if math.isnan(value.low):
         return f"{value.value:.3f}"
     return f"{value.value:.3f} ({value.low:.3f} to {value.high:.3f})"
+
+
+def show_metric(metrics: Mapping[str, Any], name: str) -> str:
+    """Return a metric of `all_results.json` as text, with its interval where there is one."""
+    value, low, high = (metrics.get(f"{name}{end}") for end in ("", "_low", "_high"))
+    return show(value if low is None or high is None else Estimate(value, low, high))
 
 
 def show_p(p: float) -> str:

@@ -1,7 +1,7 @@
-"""Puts the report of a run together and writes it: `report.html` and `samples.jsonl` in the output folder."""
+"""Puts the report of a run together and writes `report.html`, `samples.jsonl` and `warnings.jsonl`."""
 
-import json
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -9,17 +9,16 @@ import numpy as np
 from transformers import Trainer
 
 from ..arguments import DEMO, RecipeArguments
-from ..evaluation.page import Answer, Headline, Notice, Sample, Section, Table, render
+from ..evaluation.page import WARNINGS, Answer, Headline, Notice, Sample, Section, Table, render, warnings_section
 from ..evaluation.rows import text_of
-from ..samples import FILE_NAME
+from ..output_files import read_jsonl, write_jsonl, write_whole
 from . import findings
 from .bands import healthy_bands
 from .curves import first_values, panel_figures, points, reward_over_kl, with_start
 from .facts import run_facts
 from .pairs import pair_sections
-from .samples import SHOWN, Completions, SampleCallback
+from .samples import FILE_NAME, SHOWN, Completions, SampleCallback
 
-GOLD = "rewards/gold/mean"  # what TRL calls the mean of the demo's judge, which has weight 0
 HEADLINES = 4
 
 
@@ -56,20 +55,31 @@ def write_report(
         samples.save(folder)
     notices = [*run_notices(trainer, history, before, after, samples), *report.notices]
 
-    figures = panel_figures(history, panels, bands)
-    over_kl = reward_over_kl(history, GOLD)
+    write_jsonl(folder / WARNINGS, map(asdict, notices))
+
+    figures = [*panel_figures(history, panels, bands), *reward_over_kl(history, unlearned_judge(trainer))]
     held_out = script_args.eval_dataset_name or script_args.dataset_name or DEMO
     sections = [
-        _warnings(notices),
+        warnings_section(notices),
         _before_and_after(rows, held_out),
-        Section("Training", figures=[*figures, *([] if over_kl is None else [over_kl])]),
+        Section("Training", figures=figures),
         *([_samples(folder)] if hasattr(trainer.model, "generate") else []),
         *report.sections,
         Section("What ran", facts=run_facts(trainer, script_args, train_metrics.get("train_runtime"))),
     ]
     kind = getattr(trainer, "_name", None) or type(trainer).__name__.removesuffix("Trainer")
     page = render(f"{kind} run {folder.name}", f"On {script_args.dataset_name or DEMO}.", _headlines(rows), sections)
-    (folder / "report.html").write_text(page, encoding="utf-8")
+    write_whole(folder / "report.html", page)
+
+
+def unlearned_judge(trainer: Trainer) -> str | None:
+    """Return the name of a reward function that nothing learns from, as its weight is 0; None where there is none.
+
+    On the demo this is the gold judge. With data of one's own it may be a second reward model.
+    """
+    names = getattr(trainer, "reward_func_names", [])
+    weights = trainer.reward_weights.tolist() if names else []
+    return next((name for name, weight in zip(names, weights, strict=True) if weight == 0), None)
 
 
 def run_notices(
@@ -105,30 +115,39 @@ def run_notices(
     if "eval_logps/chosen_before" in before and "eval_logps/chosen" in after:
         found.append(findings.chosen_less_likely(before["eval_logps/chosen_before"], after["eval_logps/chosen"]))
     if samples is not None and samples.before is not None and samples.after is not None:
-        found += _notices_of(samples.before, samples.after)
+        found += _notices_of(samples.before, samples.after, unlearned_judge(trainer))
     return [notice for notice in found if notice is not None]
 
 
-def _notices_of(before: Completions, after: Completions) -> list[Notice | None]:
-    """Return what the scores of completions show."""
-    if "reward" not in before.scores or "reward" not in after.scores:
+def _notices_of(before: Completions, after: Completions, judge: str | None) -> list[Notice | None]:
+    """Return what the scores of completions show: the reward's, or the gold judge's where nothing learns from a reward.
+
+    Args:
+        before: Completions from before training.
+        after: The same from after it.
+        judge: The score that nothing learns from, beside the reward.
+    """
+    name, label = ("reward", "reward") if "reward" in before.scores else ("gold", "gold score")
+    scores = _known(before, after, name)
+    if scores is None:
         return []
-    rewards = before.scores["reward"], after.scores["reward"]
     lengths = [np.array([len(text) for text in part.texts]) for part in (before, after)]
     found = [
-        findings.gain_within_noise("The reward", *rewards),
-        findings.length_explains_reward(lengths[0], rewards[0], lengths[1], rewards[1]),
+        findings.gain_within_noise(f"The {label}", *scores),
+        findings.length_explains_reward(lengths[0], scores[0], lengths[1], scores[1], name=label),
     ]
-    golds = [[score for score in part.scores.get("gold", []) if score is not None] for part in (before, after)]
-    if all(golds):
-        found += [findings.exploited_reward(*rewards, *golds), findings.gain_within_noise("The gold score", *golds)]
+    others = None if judge is None else _known(before, after, judge)
+    if others is not None:
+        label = f"{judge} score"
+        found += [findings.exploited_reward(*scores, *others, judge=label)]
+        found += [findings.gain_within_noise(f"The {label}", *others)]
     return found
 
 
-def _warnings(notices: Sequence[Notice]) -> Section:
-    if notices:
-        return Section("Warnings", notices=notices)
-    return Section("Warnings", ["None of the checks found anything. docs/report.md says what is checked."])
+def _known(before: Completions, after: Completions, name: str) -> list[list[float]] | None:
+    """Return the scores that there are, before and after; None where there are none."""
+    parts = [[score for score in part.scores.get(name, []) if score is not None] for part in (before, after)]
+    return parts if all(parts) else None
 
 
 def _before_and_after(rows: Sequence[tuple[str, str, str]], held_out: str) -> Section:
@@ -144,7 +163,7 @@ def _headlines(rows: Sequence[tuple[str, str, str]]) -> list[Headline]:
 
 def _samples(folder: Path) -> Section:
     path = folder / FILE_NAME
-    rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()] if path.is_file() else []
+    rows = read_jsonl(path) if path.is_file() else []
     if not rows:
         return Section("Samples", ["None: nothing was sampled in this run."])
     text = f"Completions of held-out prompts; {FILE_NAME} holds {len(rows)}."

@@ -58,22 +58,10 @@ def panel_figures(history: Log, panels: Mapping[str, Sequence[str]], bands: Mapp
 
 
 def _panel(history: Log, title: str, metrics: Sequence[str], band: Band | None) -> Figure:
-    curves = {metric: points(history, metric) for metric in metrics}
-    dots = {name: ([], []) if name in TRAINING_ONLY else points(history, f"eval_{name}") for name in metrics}
+    curves, dots = _curves(history, metrics), _dots(history, metrics)
 
     def plot(axes: Axes, guide: str) -> None:
-        for metric, colour in zip(metrics, COLOURS * len(metrics), strict=False):
-            alone = len(metrics) == 1
-            if curves[metric][0]:
-                axes.plot(*curves[metric], color=colour, linewidth=1.6, label=None if alone else _short(metric))
-            if dots[metric][0]:
-                label = None if alone or curves[metric][0] else _short(metric)
-                axes.plot(*dots[metric], "o", color=colour, markeredgecolor=guide, markersize=7, label=label)
-        if band is not None:
-            _shade(axes, band)
-        axes.set(title=title, xlabel="step")
-        if axes.get_legend_handles_labels()[0]:
-            axes.legend(fontsize="small", loc="upper left", bbox_to_anchor=(0, -0.18), ncols=3, handlelength=1.2)
+        plot_panel(axes, guide, history, title, metrics, band)
 
     caption = "Lines: training batches. Dots: held-out rows." if any(steps for steps, _ in dots.values()) else ""
     if band is not None:
@@ -84,6 +72,41 @@ def _panel(history: Log, title: str, metrics: Sequence[str], band: Band | None) 
         if values
     )
     return draw(f"curve_{title.replace(' ', '_')}", plot, caption, f"{title} over steps: {ends}.")
+
+
+def plot_panel(
+    axes: Axes, guide: str, history: Log, title: str, metrics: Sequence[str], band: Band | None = None
+) -> None:
+    """Draw metrics over steps: lines for training batches, dots for held-out rows.
+
+    Args:
+        axes: Where.
+        guide: The colour of the dots' edges.
+        history: As `with_start` returns it.
+        title: Of the panel.
+        metrics: What to draw.
+        band: Where the first of them should lie.
+    """
+    curves, dots, alone = _curves(history, metrics), _dots(history, metrics), len(metrics) == 1
+    for metric, colour in zip(metrics, COLOURS * len(metrics), strict=False):
+        if curves[metric][0]:
+            axes.plot(*curves[metric], color=colour, linewidth=1.6, label=None if alone else _short(metric))
+        if dots[metric][0]:
+            label = None if alone or curves[metric][0] else _short(metric)
+            axes.plot(*dots[metric], "o", color=colour, markeredgecolor=guide, markersize=7, label=label)
+    if band is not None:
+        _shade(axes, band)
+    axes.set(title=title, xlabel="step")
+    if axes.get_legend_handles_labels()[0]:
+        axes.legend(fontsize="small", loc="upper left", bbox_to_anchor=(0, -0.18), ncols=3, handlelength=1.2)
+
+
+def _curves(history: Log, metrics: Sequence[str]) -> dict[str, tuple[list[int], list[float]]]:
+    return {name: points(history, name) for name in metrics}
+
+
+def _dots(history: Log, metrics: Sequence[str]) -> dict[str, tuple[list[int], list[float]]]:
+    return {name: ([], []) if name in TRAINING_ONLY else points(history, f"eval_{name}") for name in metrics}
 
 
 def _short(metric: str) -> str:
@@ -103,7 +126,7 @@ def _shade(axes: Axes, band: Band) -> None:
     axes.set_ylim(near_low, near_high)
 
 
-def reward_over_kl(history: Log, gold: str | None) -> Figure | None:
+def reward_over_kl(history: Log, judge: str | None) -> list[Figure]:
     """Draw the reward that is optimised over the KL, and a score that is not, on an axis of its own.
 
     Where the reward still rises and the other score falls, the policy exploits the reward (L. Gao et al., "Scaling
@@ -111,12 +134,16 @@ def reward_over_kl(history: Log, gold: str | None) -> Figure | None:
 
     Args:
         history: As `with_start` returns it.
-        gold: The metric of that other score; None where there is none.
+        judge: The reward function of that other score, as TRL calls it; None where there is none.
+
+    Returns:
+        The figure, if the run has logged both KL and reward.
     """
+    gold = f"rewards/{judge}/mean"
     series = {prefix: _over_kl(history, prefix, gold) for prefix in ("", "eval_")}
     if not any(series.values()):
-        return None
-    has_gold = gold is not None and any(row[2] is not None for rows in series.values() for row in rows)
+        return []
+    has_gold = any(row[2] is not None for rows in series.values() for row in rows)
 
     def plot(axes: Axes, guide: str) -> None:
         ink = axes.xaxis.label.get_color()
@@ -124,7 +151,7 @@ def reward_over_kl(history: Log, gold: str | None) -> Figure | None:
         if has_gold:
             other = axes.twinx()
             other.spines["right"].set_visible(True)
-            sides.append((other, 2, REJECTED, "gold score"))
+            sides.append((other, 2, REJECTED, f"{judge} score"))
         for side, column, colour, label in sides:
             for prefix in ("", "eval_"):
                 rows = [row for row in series[prefix] if row[column] is not None]
@@ -144,15 +171,15 @@ def reward_over_kl(history: Log, gold: str | None) -> Figure | None:
     caption = "Small dots: training batches. Large dots: held-out prompts, before and after."
     if has_gold:
         caption = (
-            "The reward that is optimised (left) and the gold score that training never sees (right). "
+            "The reward that is optimised (left) and one that training does not learn from (right). "
             "Where only the left one still rises, the policy exploits its reward. " + caption
         )
     held_out = "; ".join(f"KL {kl:.3g}: reward {reward:.3g}" for kl, reward, _ in series["eval_"])
-    return draw("reward_over_kl", plot, caption, f"Reward over KL. Held-out prompts: {held_out or 'none'}.")
+    return [draw("reward_over_kl", plot, caption, f"Reward over KL. Held-out prompts: {held_out or 'none'}.")]
 
 
-def _over_kl(history: Log, prefix: str, gold: str | None) -> list[tuple[float, float, float | None]]:
-    """Return KL, reward and gold score of the entries that have the first two."""
+def _over_kl(history: Log, prefix: str, gold: str) -> list[tuple[float, float, float | None]]:
+    """Return KL, reward and the other score of the entries that have the first two."""
     names = (f"{prefix}kl/k1", f"{prefix}reward")
     found = [entry for entry in history if all(entry.get(name) is not None for name in names)]
-    return [(*(entry[name] for name in names), entry.get(f"{prefix}{gold}") if gold else None) for entry in found]
+    return [(*(entry[name] for name in names), entry.get(f"{prefix}{gold}")) for entry in found]

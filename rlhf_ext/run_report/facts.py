@@ -1,11 +1,12 @@
 """What ran: command, versions, data, hardware and time, so that a result can be traced and repeated."""
 
-import hashlib
 import os
 import platform
+import re
 import shlex
 import sys
 import time
+from collections.abc import Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -18,9 +19,12 @@ from ..arguments import DEMO, RecipeArguments
 from ..data_files import is_local
 from ..demo import model_path
 from ..evaluation.page import Fact
+from ..output_files import sha256
 
 PACKAGES = ("rlhf-ext", "trl", "transformers", "peft", "accelerate", "datasets", "torch", "bitsandbytes")
 GIB = 2**30
+# Options whose values are shown to nobody. Those of a tokenizer are none: --eos_token, --pad_token and the like.
+SECRET = re.compile(r"--(?!(?:eos|bos|pad|unk)[-_]token)(?:.*[-_])?(?:token|key|secret|password)", re.IGNORECASE)
 
 
 def run_facts(trainer: Trainer, script_args: RecipeArguments, train_runtime: float | None) -> list[Fact]:
@@ -32,7 +36,6 @@ def run_facts(trainer: Trainer, script_args: RecipeArguments, train_runtime: flo
         train_runtime: Seconds that training took, without evaluation before and after.
     """
     args = trainer.args
-    total = time.time() - psutil.Process().create_time()
     training = "" if train_runtime is None else f", of which training {duration(train_runtime)}"
     name = trainer.model.config._name_or_path
     name = "the embedded demo's" if name == model_path() else name
@@ -47,15 +50,43 @@ def run_facts(trainer: Trainer, script_args: RecipeArguments, train_runtime: flo
         Fact("data", data),
         Fact("rows", "; ".join([dataset_rows("training", trainer.train_dataset), *_held_out(trainer.eval_dataset)])),
         Fact("steps", f"{trainer.state.global_step}, with seed {args.seed}"),
+        *machine_facts(args.world_size, training),
+    ]
+
+
+def script_facts(data: Sequence[str | None], *, seconds: float | None = None) -> list[Fact]:
+    """Return what is known of a run without a trainer.
+
+    Args:
+        data: The names of its data; None for the demo's.
+        seconds: How long it took; by default, since this process began.
+    """
+    return [
+        Fact("command", command_line(sys.argv, os.environ, 1), code=True),
+        Fact("data", "; ".join(data_source(name) for name in dict.fromkeys(data))),
+        *machine_facts(1, seconds=seconds),
+    ]
+
+
+def machine_facts(processes: int, of_which: str = "", *, seconds: float | None = None) -> list[Fact]:
+    """Return versions, hardware, time and peak memory of this process.
+
+    Args:
+        processes: How many ran.
+        of_which: What to add to the time.
+        seconds: The time; by default, since this process began.
+    """
+    total = time.time() - psutil.Process().create_time() if seconds is None else seconds
+    return [
         Fact("versions", versions()),
-        Fact("hardware", hardware(args.world_size)),
-        Fact("time", f"{duration(total)}{training}"),
+        Fact("hardware", hardware(processes)),
+        Fact("time", f"{duration(total)}{of_which}"),
         Fact("peak memory", peak_memory()),
     ]
 
 
-def command_line(argv: list[str], environment: Any, processes: int) -> str:
-    """Return the command that a run can be repeated with, without the values of options that hold a token.
+def command_line(argv: list[str], environment: Mapping[str, str], processes: int) -> str:
+    """Return the command that a run can be repeated with, without the values of options that hold a secret.
 
     Args:
         argv: As in `sys.argv`.
@@ -71,7 +102,7 @@ def command_line(argv: list[str], environment: Any, processes: int) -> str:
         name, equals, _ = argument.partition("=")
         if secret and not argument.startswith("--"):
             argument = "***"
-        secret = argument.startswith("--") and name.endswith("_token")
+        secret = SECRET.fullmatch(name) is not None
         if secret and equals:
             argument, secret = f"{name}=***", False
         shown.append(argument)
@@ -85,9 +116,7 @@ def data_source(name: str | None) -> str:
     """Return a dataset's name, for a local file with its SHA-256."""
     if name is None or not is_local(name):
         return name or DEMO
-    with open(name, "rb") as file:
-        digest = hashlib.file_digest(file, "sha256") if sys.version_info >= (3, 11) else hashlib.sha256(file.read())
-    return f"{name}, SHA-256 {digest.hexdigest()}"
+    return f"{name}, SHA-256 {sha256(name)}"
 
 
 def dataset_rows(name: str, dataset: Any) -> str:

@@ -20,11 +20,17 @@ LENGTH_SHARE = 0.3  # of the reward's gain, from which on length is worth a noti
 CUT_OFF = 0.1  # part of the completions
 OVERFITTED = 0.05  # how much of the best held-out loss is lost again
 LENGTH_GAP = 0.2  # between the accuracies where the longer and where the shorter answer is right
+SAME_SIDE = 0.75  # part of the prompts on which a judge prefers the longer answer, or the shorter
 LATE = 0.25  # the last part of a run, over which training metrics are averaged
 
 
 def length_explains_reward(
-    lengths_before: ArrayLike, rewards_before: ArrayLike, lengths_after: ArrayLike, rewards_after: ArrayLike
+    lengths_before: ArrayLike,
+    rewards_before: ArrayLike,
+    lengths_after: ArrayLike,
+    rewards_after: ArrayLike,
+    *,
+    name: str = "reward",
 ) -> Notice | None:
     """Tell which part of the reward's gain longer or shorter completions alone would bring.
 
@@ -36,6 +42,7 @@ def length_explains_reward(
         rewards_before: Their rewards, (N,).
         lengths_after: The same after training, (M,).
         rewards_after: The same, (M,).
+        name: What to call the reward.
     """
     old_lengths, old_rewards, new_lengths, new_rewards = (
         np.asarray(values, dtype=float) for values in (lengths_before, rewards_before, lengths_after, rewards_after)
@@ -52,22 +59,28 @@ def length_explains_reward(
     change = "longer" if new_lengths.mean() > old_lengths.mean() else "shorter"
     part = f"{share:.0%} of" if share < 1 else "all of"
     return Notice(
-        f"Length explains {part} the reward gain: completions got {change}, from {old_lengths.mean():.0f} to "
+        f"Length explains {part} the {name} gain: completions got {change}, from {old_lengths.mean():.0f} to "
         f"{new_lengths.mean():.0f} characters on average.",
-        "Check the reward model for length bias with recipes/evaluate.py, and train it on pairs of similar length.",
+        "Check a reward model for length bias with recipes/evaluate.py, and train it on pairs of similar length.",
     )
 
 
 def exploited_reward(
-    rewards_before: ArrayLike, rewards_after: ArrayLike, gold_before: ArrayLike, gold_after: ArrayLike
+    rewards_before: ArrayLike,
+    rewards_after: ArrayLike,
+    gold_before: ArrayLike,
+    gold_after: ArrayLike,
+    *,
+    judge: str = "gold score",
 ) -> Notice | None:
     """Tell whether the reward rose while a score that training never saw fell, both beyond chance (Welch's test).
 
     Args:
         rewards_before: Rewards of completions before training, (N,).
         rewards_after: The same after training, (M,).
-        gold_before: Gold scores of the completions before training, (N,).
+        gold_before: That score of the completions before training, (N,).
         gold_after: The same after training, (M,).
+        judge: What to call it.
     """
     rewards = [np.asarray(values, dtype=float) for values in (rewards_before, rewards_after)]
     golds = [np.asarray(values, dtype=float) for values in (gold_before, gold_after)]
@@ -77,7 +90,7 @@ def exploited_reward(
     if not (rose and fell) or max(_p_of_difference(*rewards), _p_of_difference(*golds)) > SIGNIFICANT:
         return None
     return Notice(
-        f"The reward rose from {rewards[0].mean():.2f} to {rewards[1].mean():.2f}, and the gold score fell from "
+        f"The reward rose from {rewards[0].mean():.2f} to {rewards[1].mean():.2f}, and the {judge} fell from "
         f"{golds[0].mean():.2f} to {golds[1].mean():.2f}: the policy exploits its reward.",
         "Raise init_kl_coef or lower kl_target, train for fewer steps, or train the reward model on more pairs.",
     )
@@ -151,7 +164,7 @@ def out_of_band(logged: Mapping[str, Sequence[float]], bands: Mapping[str, Band]
         logged: The values of each metric, in the order of steps.
         bands: As `healthy_bands` returns them.
     """
-    late = {name: _late_mean(logged[name]) for name in bands if logged.get(name)}
+    late = {name: late_mean(logged[name]) for name in bands if logged.get(name)}
     notices = []
     if "kl/k1" in late and late["kl/k1"] > bands["kl/k1"].high:
         target = bands["kl/k1"].high / KL_TOLERANCE
@@ -191,6 +204,42 @@ def cut_off(share: float, max_length: int) -> Notice | None:
     )
 
 
+def answers_cut_off(name: str, share: float, max_length: int) -> Notice | None:
+    """Tell whether many answers of an evaluation were cut off.
+
+    Args:
+        name: Whose answers they are.
+        share: The part that did not end by itself.
+        max_length: Tokens at which they were cut.
+    """
+    if share <= CUT_OFF:
+        return None
+    found = f"{share:.0%} of the answers of {name} were cut off at max_new_tokens={max_length}."
+    return Notice(found, "Raise --max_new_tokens: a judge marks an answer down for the end that it does not see.")
+
+
+def judge_prefers_length(judge: str, preferences: ArrayLike, length_differences: ArrayLike) -> Notice | None:
+    """Tell whether a judge mostly prefers the longer, or the shorter, of two answers (exact binomial test).
+
+    Args:
+        judge: Who judges.
+        preferences: For the first answer of each pair, from 0 to 1, (N,).
+        length_differences: Length of the first answer minus that of the second, (N,).
+    """
+    agreement = np.sign(np.asarray(preferences, dtype=float) - 0.5) * np.sign(np.asarray(length_differences, float))
+    longer, decided = int((agreement > 0).sum()), int((agreement != 0).sum())
+    if decided == 0 or stats.binomtest(longer, decided).pvalue > SIGNIFICANT:
+        return None
+    share = longer / decided
+    if max(share, 1 - share) < SAME_SIDE:
+        return None
+    side = "longer" if share > 0.5 else "shorter"
+    return Notice(
+        f"{judge} prefers the {side} answer to {max(share, 1 - share):.0%} of the prompts.",
+        "Where the policies differ in length, that alone decides: read the samples, or ask another judge.",
+    )
+
+
 def chosen_less_likely(before: float, after: float) -> Notice | None:
     """Tell whether DPO made the chosen answers less likely by more than a tenth of their log-probability.
 
@@ -227,7 +276,8 @@ def prefers_length(bias: LengthBias) -> Notice | None:
     )
 
 
-def _late_mean(values: Sequence[float]) -> float:
+def late_mean(values: Sequence[float]) -> float:
+    """Return the mean over the last quarter, as single batches are noisy."""
     return float(np.mean(values[-max(1, round(LATE * len(values))) :]))
 
 

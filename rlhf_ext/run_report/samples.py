@@ -3,8 +3,9 @@
 import json
 import math
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +13,13 @@ from datasets import Dataset
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from trl import GRPOTrainer
 
+from ..demo.gold import GoldScoreCallback
 from ..evaluation.rows import text_of
-from ..generation import Decoding, Prompt
-from ..samples import FILE_NAME, held_out_prompts, sample
+from ..formatting import Place
+from ..generation import Decoding, Prompt, context_length, encode_prompt, generate
+from ..output_files import write_jsonl
 
+FILE_NAME = "samples.jsonl"
 SHOWN = 6
 Judge = Callable[[list[Prompt], list[str]], list[float]]
 
@@ -38,7 +42,8 @@ class Completions:
 class SampleCallback(TrainerCallback):
     """Keeps completions of held-out prompts from the evaluations before and after training.
 
-    Those of PPO and GRPO are made by the evaluation itself. For other trainers a few are sampled here.
+    Those of PPO and GRPO are made by the evaluation itself, and on the demo those of other trainers by a
+    `GoldScoreCallback` that was added before this one. Else a few are sampled here.
 
     Args:
         trainer: A TRL trainer.
@@ -57,12 +62,14 @@ class SampleCallback(TrainerCallback):
         self.prompts: list[Prompt] = []
         args = trainer.args
         self._evaluation_samples = isinstance(trainer, GRPOTrainer)
+        callbacks = trainer.callback_handler.callbacks
+        self._gold = next((callback for callback in callbacks if isinstance(callback, GoldScoreCallback)), None)
         if self._evaluation_samples:
             limits = (args.max_completion_length, args.temperature, args.top_p, args.top_k)
             self.decoding = Decoding(*limits, seed=args.seed)
         else:
             self.decoding = Decoding(seed=args.seed)
-            if isinstance(rows, Dataset):
+            if self._gold is None and isinstance(rows, Dataset):
                 self.prompts = held_out_prompts(rows, trainer, SHOWN, self.decoding.max_new_tokens)
 
     def on_evaluate(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
@@ -86,18 +93,17 @@ class SampleCallback(TrainerCallback):
 
     def save(self, folder: str | Path) -> None:
         """Write `rows` to `samples.jsonl`, each with the settings of sampling."""
-        lines = [json.dumps(row | {"decoding": asdict(self.decoding)}, ensure_ascii=False) for row in self.rows()]
-        Path(folder, FILE_NAME).write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
+        write_jsonl(Path(folder, FILE_NAME), (row | {"decoding": asdict(self.decoding)} for row in self.rows()))
 
     def _take(self) -> Completions | None:
         if self._evaluation_samples:
             return self._logged()
-        texts = sample(self.trainer, self.prompts, self.decoding)
+        prompts, texts = self.prompts, sample(self.trainer, self.prompts, self.decoding)
+        if self._gold is not None:
+            prompts, texts = self._gold.prompts, self._gold.responses
         if not texts:
             return None
-        return Completions(
-            self.prompts, texts, {name: judge(self.prompts, texts) for name, judge in self.judges.items()}
-        )
+        return Completions(prompts, texts, {name: judge(prompts, texts) for name, judge in self.judges.items()})
 
     def _logged(self) -> Completions:
         """Return those completions of the evaluation that TRL still holds, as many as fit into a generation batch."""
@@ -132,3 +138,28 @@ class SampleCallback(TrainerCallback):
 
 def _key(prompt: Prompt) -> str:
     return json.dumps(prompt, sort_keys=True)
+
+
+def held_out_prompts(dataset: Dataset, trainer: Trainer, count: int, max_new_tokens: int) -> list[Prompt]:
+    """Return the first `count` prompts that leave room for an answer: the column prompt, or messages but the last.
+
+    Rows of plain text, and conversations that the assistant opens, have no prompt.
+    """
+    if "prompt" in dataset.column_names:
+        prompts = iter(dataset["prompt"])
+    elif "messages" in dataset.column_names:
+        prompts = (messages[:-1] for messages in dataset["messages"] if len(messages) > 1)
+    else:
+        return []
+    room = context_length(trainer.model) - max_new_tokens
+    place = Place("prompts")
+    return list(islice((p for p in prompts if len(encode_prompt(trainer.processing_class, p, place)) <= room), count))
+
+
+def sample(trainer: Trainer, prompts: Sequence[Prompt], decoding: Decoding) -> list[str]:
+    """Return the policy's answers, on the main process; nothing on others, and where no process has all weights."""
+    is_sharded = trainer.is_deepspeed_enabled or trainer.is_fsdp_enabled
+    if is_sharded or not prompts or not trainer.is_world_process_zero():
+        return []
+    model = trainer.accelerator.unwrap_model(trainer.model)
+    return generate(model, trainer.processing_class, prompts, **asdict(decoding))

@@ -22,6 +22,8 @@ def test_length_explains_the_part_of_the_gain_that_its_slope_brings():
     # Ten characters more bring 1.0; the rest of the gain of 1.25 comes from elsewhere: 80%.
     notice = findings.length_explains_reward(lengths, rewards, lengths + 10, rewards + 1.25)
     assert "explains 80% of the reward gain" in notice.found and "longer, from 20 to 30" in notice.found
+    named = findings.length_explains_reward(lengths, rewards, lengths + 10, rewards + 1.25, name="gold score")
+    assert "explains 80% of the gold score gain" in named.found
     assert "all of" in findings.length_explains_reward(lengths, rewards, lengths + 20, rewards + 1.25).found
     assert "shorter" in findings.length_explains_reward(lengths, -rewards, lengths - 10, 1.25 - rewards).found
     assert findings.length_explains_reward(lengths, rewards, lengths + 1, rewards + 1.25) is None  # 8%
@@ -91,8 +93,29 @@ def test_what_stays_inside_or_is_not_logged_is_no_warning():
 def test_thresholds_of_the_simple_checks():
     assert "23% of the completions were cut off at max_completion_length=64" in findings.cut_off(0.23, 64).found
     assert findings.cut_off(0.1, 64) is None
+    assert (
+        "23% of the answers of sft were cut off at max_new_tokens=64" in findings.answers_cut_off("sft", 0.23, 64).found
+    )
+    assert findings.answers_cut_off("sft", 0.1, 64) is None
     assert "from -20.0 to -23.0 nats" in findings.chosen_less_likely(-20.0, -23.0).found
     assert findings.chosen_less_likely(-20.0, -21.9) is None and findings.chosen_less_likely(-20.0, -5.0) is None
+
+
+def test_late_mean_is_that_of_the_last_quarter():
+    assert findings.late_mean([float(n) for n in range(8)]) == 6.5
+    assert findings.late_mean([2.0]) == 2.0
+
+
+def test_a_judge_that_prefers_length_is_found_out():
+    # 12 of 14 decided prompts: P(at least 12 heads or at most 2) = 2 * (1 + 14 + 91) / 2**14 = 0.013.
+    preferences, lengths = [1.0] * 6 + [0.0] * 6 + [1.0, 0.0, 0.5], [5] * 6 + [-5] * 6 + [-5, 5, 5]
+    notice = findings.judge_prefers_length("gold", preferences, lengths)
+    assert notice.found == "gold prefers the longer answer to 86% of the prompts."
+    shorter = findings.judge_prefers_length("gold", preferences, [-length for length in lengths])
+    assert "the shorter answer" in shorter.found
+    assert findings.judge_prefers_length("gold", [1.0] * 5, [5] * 5) is None  # p = 0.06
+    assert findings.judge_prefers_length("gold", [1.0] * 60 + [0.0] * 40, [5] * 100) is None  # 60%
+    assert findings.judge_prefers_length("gold", [0.5], [5]) is None
 
 
 def test_a_reward_model_that_counts_characters_is_found_out():

@@ -56,5 +56,5 @@ def main(args: ChatbotArguments) -> None:
 
 
 if __name__ == "__main__":
-    with one_line_errors(ArgumentError, DataError, PhaseError):
+    with one_line_errors(ArgumentError, DataError, PhaseError, kept="The same command goes on where it stopped."):
         main(*parse_options((ChatbotArguments,), {}))

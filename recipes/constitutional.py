@@ -226,5 +226,5 @@ def parse() -> ConstitutionalArguments:
 
 
 if __name__ == "__main__":
-    with one_line_errors(*ERRORS):
+    with one_line_errors(*ERRORS, kept="The same command goes on after the last batch that was saved."):
         main(parse())

@@ -104,5 +104,5 @@ def save(evaluation: Evaluation, output_dir: Path) -> None:
 
 
 if __name__ == "__main__":
-    with one_line_errors(*ERRORS):
+    with one_line_errors(*ERRORS, kept="Nothing was lost but time: give the same command again."):
         main(*parse_options(OPTIONS, {}))

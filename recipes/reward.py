@@ -19,6 +19,8 @@ from rlhf_ext.console import quiet_libraries
 
 quiet_libraries()
 
+from dataclasses import dataclass, field
+
 from trl import ModelConfig, get_peft_config, get_quantization_config
 
 from rlhf_ext import RewardConfig, RewardTrainer
@@ -26,6 +28,7 @@ from rlhf_ext.arguments import DEMO, ArgumentError, RecipeArguments, load_tokeni
 from rlhf_ext.chat_templates import use_chat_template
 from rlhf_ext.data import load_preference_splits
 from rlhf_ext.data_checks import DataError
+from rlhf_ext.demo.reward import PAIRS, TRAINING
 from rlhf_ext.errors import one_line_errors
 from rlhf_ext.lengths import check_pair_lengths, dropped_report
 from rlhf_ext.plugins import PluginError
@@ -34,22 +37,7 @@ from rlhf_ext.report import evaluate_before, save_run
 from rlhf_ext.run_folder import check_output_dir
 
 OUTPUT_DIR = "runs/reward"
-# What fits the embedded model (1.7 million parameters, fully trained); other models get TRL's defaults.
-DEMO_DEFAULTS = {
-    "center_rewards_coefficient": 0.02,  # makes scores of different prompts comparable, which pairs alone do not
-    "learning_rate": 1e-3,
-    "lr_scheduler_type": "cosine",
-    "warmup_steps": 10,
-    "per_device_train_batch_size": 16,
-    "per_device_eval_batch_size": 50,
-    "max_train_samples": 4000,
-    "max_eval_samples": 600,
-    "num_train_epochs": 1.0,
-    "max_length": 256,
-    "bf16": False,
-    "gradient_checkpointing": False,
-    "save_strategy": "no",
-}
+DEMO_DEFAULTS = {**TRAINING, "max_train_samples": PAIRS["train"], "max_eval_samples": PAIRS["test"]}
 METRICS = {
     "eval_loss": "loss",
     "eval_accuracy": "accuracy",
@@ -63,7 +51,15 @@ PANELS = {
 }
 
 
-def main(script_args: RecipeArguments, training_args: RewardConfig, model_args: ModelConfig) -> None:
+@dataclass
+class RewardModelConfig(ModelConfig):
+    """`ModelConfig` with a reward model's adapters: of its task type, and without a dropout that TRL takes away."""
+
+    lora_task_type: str = field(default="SEQ_CLS", metadata={"help": "Under another the head would not be trained."})
+    lora_dropout: float = field(default=0.0, metadata={"help": "Needs disable_dropout=False."})
+
+
+def main(script_args: RecipeArguments, training_args: RewardConfig, model_args: RewardModelConfig) -> None:
     """Check everything, then train, calibrate, and evaluate before and after."""
     check_output_dir(training_args, default=OUTPUT_DIR)
     source = script_args.dataset_name or DEMO
@@ -77,19 +73,23 @@ def main(script_args: RecipeArguments, training_args: RewardConfig, model_args: 
         eval_dataset, tokenizer, training_args.max_length, source=script_args.eval_dataset_name or source
     )
     training_args.model_init_kwargs = model_init_kwargs(model_args, training_args)
-    model_args.lora_task_type = "SEQ_CLS"  # under TRL's default, CAUSAL_LM, the reward head would not be trained
-    trainer = RewardTrainer(
-        model_args.model_name_or_path,
-        args=training_args,
-        train_dataset=train_dataset,
-        eval_dataset=eval_dataset,
-        processing_class=tokenizer,
-        quantization_config=get_quantization_config(model_args),
-        peft_config=get_peft_config(model_args),
-    )
+    with one_line_errors(ValueError):  # what the trainer refuses
+        trainer = RewardTrainer(
+            model_args.model_name_or_path,
+            args=training_args,
+            train_dataset=train_dataset,
+            eval_dataset=eval_dataset,
+            processing_class=tokenizer,
+            quantization_config=get_quantization_config(model_args),
+            peft_config=get_peft_config(model_args),
+        )
     show_short_progress(trainer, ("loss", "accuracy", "margin"))
-    if note := dropped_report(train_dataset, trainer.train_dataset, training_args.max_length):
-        trainer.accelerator.print(note)
+    for name, given, kept in (
+        ("training", train_dataset, trainer.train_dataset),
+        ("held-out", eval_dataset, trainer.eval_dataset),
+    ):
+        if note := dropped_report(given, kept, training_args.max_length, rows=name):
+            trainer.accelerator.print(note)
 
     # DeepSpeed makes its engine when training starts, and cannot evaluate before.
     before = {} if trainer.is_deepspeed_enabled else evaluate_before(trainer)
@@ -105,4 +105,4 @@ def main(script_args: RecipeArguments, training_args: RewardConfig, model_args: 
 
 if __name__ == "__main__":
     with one_line_errors(ArgumentError, DataError, PluginError):
-        main(*parse_arguments((RecipeArguments, RewardConfig, ModelConfig), DEMO_DEFAULTS, OUTPUT_DIR))
+        main(*parse_arguments((RecipeArguments, RewardConfig, RewardModelConfig), DEMO_DEFAULTS, OUTPUT_DIR))

@@ -148,7 +148,7 @@ def phases(
 def _data_options(args: ChatbotArguments, phase: str) -> list[str]:
     """Return the options of a phase about its YAML file and its data."""
     config = args.config_files.get(phase)
-    if config is None and phase == args.algorithm and args.model_name is None:
+    if config is None and phase == args.algorithm and args.is_demo and args.model_name is None:
         config = str(RECIPES / f"configs/{phase}_chatbot_demo.yaml")
     elif config is not None and not args.is_demo:
         config = config_path(args.output_dir, phase)

@@ -125,7 +125,8 @@ def check_chat_options(row: dict[str, Any], first: dict[str, Any], conversationa
         # In a table, a keyword that a row lacks would be None, and the template would be given that.
         given, expected = _keywords(row), _keywords(first)
         if given != expected or not given:
-            problem = f"it holds {', '.join(given) or 'no keywords'}; in the first row, {', '.join(expected) or 'none'}."
+            held = [", ".join(names) or "no keywords" for names in (given, expected)]
+            problem = f"it holds {held[0]}; in the first row, {held[1]}."
             fix = "Give every row a mapping with the same keywords, or drop the column."
             raise DataError(problem, fix, column="chat_template_kwargs", **place)
 

@@ -46,10 +46,16 @@ def _refused_by_trainer(error: Exception) -> bool:
 
 
 @contextmanager
-def one_line_errors(*expected: type[Exception]) -> Iterator[None]:
+def one_line_errors(
+    *expected: type[Exception], kept: str = "What was saved before is kept (see --resume_from_checkpoint)."
+) -> Iterator[None]:
     """Print the `expected` errors of user input as one line and exit with status 1, without a traceback.
 
     The same goes for options that TRL or a library below it refuses in a trainer's constructor, and for a full disk.
+
+    Args:
+        expected: Errors of user input.
+        kept: What remains of a run that the disk or the user interrupts, and how to go on.
     """
     try:
         yield
@@ -60,11 +66,11 @@ def one_line_errors(*expected: type[Exception]) -> Iterator[None]:
                 sys.exit(1)
             message = " ".join(str(error).split()) if refused else str(error)
         elif isinstance(error, OSError | RuntimeError | SafetensorError) and (reason := _no_room(error)) is not None:
-            message = f"{reason}. What was saved before is kept (see --resume_from_checkpoint)."
+            message = f"{reason}. {kept}"
         else:
             raise
         print(f"error: {message}", file=sys.stderr)
         sys.exit(1)
     except KeyboardInterrupt:
-        print("interrupted; checkpoints saved so far are kept (see --resume_from_checkpoint).", file=sys.stderr)
+        print(f"interrupted. {kept}", file=sys.stderr)
         sys.exit(130)

@@ -176,7 +176,7 @@ THINKING = CHAT | {"chat_template_kwargs": {"thinking": False}}
     ("rows", "expected"),
     [
         ([THINKING, CHAT], "row 2, column 'chat_template_kwargs': it holds no keywords; in the first row, thinking."),
-        ([CHAT, THINKING], "row 2, column 'chat_template_kwargs': it holds thinking; in the first row, none."),
+        ([CHAT, THINKING], "row 2, column 'chat_template_kwargs': it holds thinking; in the first row, no keywords."),
         ([THINKING, CHAT | {"chat_template_kwargs": {"date": "1"}}], "it holds date; in the first row, thinking."),
         ([CHAT | {"chat_template_kwargs": None}], "row 1, column 'chat_template_kwargs': it holds no keywords"),
         ([CHAT | {"chat_template_kwargs": "thinking"}], "Give every row a mapping with the same keywords, or drop"),

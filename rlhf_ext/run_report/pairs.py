@@ -7,12 +7,13 @@ from typing import Any
 import numpy as np
 from datasets import Dataset
 from transformers import Trainer
+from trl import extract_prompt
 
 from ..evaluation import figures, reward
 from ..evaluation.page import Notice, Section, Table
 from ..evaluation.pair_report import ABOUT_CALIBRATION, ABOUT_LENGTH
 from ..evaluation.report import show
-from ..evaluation.rows import text_of
+from ..evaluation.rows import keys, text_of
 from ..evaluation.statistics import Bootstrap
 from . import findings
 
@@ -32,35 +33,62 @@ def pair_sections(trainer: Trainer, eval_rows: Any) -> PairSections:
 
     Args:
         trainer: A TRL trainer whose run has ended.
-        eval_rows: The held-out rows as they were loaded. Lengths come from here, if no row was dropped since.
+        eval_rows: The held-out rows as they were loaded; those that are longer than `max_length` have no scores.
     """
     scores = getattr(trainer, "eval_scores", None)
     if scores is None:
         return PairSections()
     chosen, rejected = (part.numpy() for part in scores)
-    differences = chosen - rejected
-    sections = [_calibration(chosen, rejected, trainer.settings.temperature)]
-    lengths = _length_differences(eval_rows)
-    if lengths is None or len(lengths) != len(differences):
-        return PairSections(sections)
-    bias = reward.length_bias(differences, lengths, bootstrap=Bootstrap(RESAMPLES))
+    rows = _scored_rows(trainer, len(chosen))
+    if rows is None:
+        notes = [
+            "Their texts are not known here, so there are no lengths, and each pair counts as a prompt of its own."
+        ]
+        return PairSections([_calibration(chosen, rejected, trainer.settings.temperature, None, notes)])
+    prompts = keys(row["prompt"] if "prompt" in row else extract_prompt(row)["prompt"] for row in rows)
+    dropped = len(eval_rows) - len(rows) if isinstance(eval_rows, Dataset) else 0
+    notes = [f"Without {dropped} of {len(eval_rows)} held-out pairs, longer than max_length."] if dropped else []
+    lengths = np.array([float(len(text_of(row["chosen"])) - len(text_of(row["rejected"]))) for row in rows])
+    bias = reward.length_bias(chosen - rejected, lengths, prompts, bootstrap=Bootstrap(RESAMPLES))
     notice = findings.prefers_length(bias)
-    return PairSections([*sections, _length(differences, lengths, bias)], [notice] if notice else [])
+    sections = [
+        _calibration(chosen, rejected, trainer.settings.temperature, prompts, notes),
+        _length(chosen - rejected, lengths, bias),
+    ]
+    return PairSections(sections, [notice] if notice else [])
 
 
-def _calibration(chosen: np.ndarray, rejected: np.ndarray, temperature: float) -> Section:
+def _scored_rows(trainer: Trainer, count: int) -> list[dict[str, Any]] | None:
+    """Return the rows that were scored, in the order of the scores.
+
+    None where these are not known: streamed rows, rows that came as tokens, or an order by length.
+    """
+    evaluated = trainer.eval_dataset.values() if isinstance(trainer.eval_dataset, dict) else [trainer.eval_dataset]
+    known = all(isinstance(part, Dataset) and {"chosen", "rejected"} <= {*part.column_names} for part in evaluated)
+    if not known or trainer.args.train_sampling_strategy == "group_by_length":
+        return None
+    columns = ("prompt", "chosen", "rejected")
+    kept = (part.select_columns([name for name in columns if name in part.column_names]) for part in evaluated)
+    rows = [row for part in kept for row in part]
+    return rows if len(rows) == count else None
+
+
+def _calibration(
+    chosen: np.ndarray, rejected: np.ndarray, temperature: float, prompts: list[str] | None, notes: Sequence[str]
+) -> Section:
     differences = chosen - rejected
     found = reward.calibration(differences, temperature)
     rows = [
-        ("accuracy", show(reward.accuracy(differences, bootstrap=Bootstrap(RESAMPLES)))),
+        ("accuracy", show(reward.accuracy(differences, prompts, bootstrap=Bootstrap(RESAMPLES)))),
         ("calibration error", show(found.error)),
         ("the same if calibrated", show(found.error_if_calibrated)),
         ("confidence minus accuracy", f"{found.overconfidence:+.3f}"),
         ("temperature", show(temperature)),
     ]
     same = "The temperature was fitted on these pairs; recipes/evaluate.py measures on others."
+    text = [ABOUT_CALIBRATION, " ".join([same, *notes])]
     drawn = [figures.reliability({"reward model": found}), figures.score_histogram("scores", "", chosen, rejected)]
-    return Section("Calibration", [ABOUT_CALIBRATION, same], [Table(["", f"{len(differences)} pairs"], rows)], drawn)
+    return Section("Calibration", text, [Table(["", f"{len(differences)} pairs"], rows)], drawn)
 
 
 def _length(differences: np.ndarray, lengths: np.ndarray, bias: reward.LengthBias) -> Section:
@@ -75,10 +103,3 @@ def _length(differences: np.ndarray, lengths: np.ndarray, bias: reward.LengthBia
 
 def _group(group: reward.Group | None) -> tuple[str, str]:
     return ("0", "–") if group is None else (str(group.count), show(group.accuracy))
-
-
-def _length_differences(rows: Any) -> np.ndarray | None:
-    """Return the characters of the chosen answers minus those of the rejected ones, (N,)."""
-    if not isinstance(rows, Dataset):
-        return None
-    return np.array([float(len(text_of(row["chosen"])) - len(text_of(row["rejected"]))) for row in rows])

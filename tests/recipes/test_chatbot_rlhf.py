@@ -42,6 +42,7 @@ def configs(tmp_path_factory):
 def run(*command):
     done = forked.run(*command)
     assert done.returncode == 0, done.stderr[-3000:]
+    assert "mtime" not in done.stderr and "Warning" not in done.stderr
     return done
 
 

@@ -11,6 +11,7 @@ from transformers import Trainer
 
 from .arguments import DEMO, RecipeArguments
 from .data_files import is_local
+from .preparation import prepare_for_training
 from .run_report.build import write_report
 from .run_report.curves import plot_panel, with_start
 from .run_report.samples import SampleCallback
@@ -77,6 +78,7 @@ def evaluate_before(trainer: Trainer, *, policy_is_reference: bool = False) -> d
     """
     begin_tracking(trainer)
     metrics = trainer.evaluate()
+    prepare_for_training(trainer)
     if policy_is_reference:
         metrics["eval_rewards/accuracies"] = 0.5
     quality = {

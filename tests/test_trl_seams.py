@@ -9,6 +9,7 @@ from importlib.resources import files
 
 import pytest
 import trl
+from accelerate import Accelerator
 from bitsandbytes.nn import Linear4bit
 from peft.tuners import tuners_utils
 from peft.tuners.tuners_utils import BaseTunerLayer
@@ -35,6 +36,8 @@ SEAMS = [
     (trl.DPOTrainer, "__init__", "self.precompute_ref_logps = args.precompute_ref_log_probs", "what we set for a pass"),
     (trl.DPOTrainer, "_precompute_ref_logps", "self.compute_ref_log_probs(model, padded", "4-bit bases"),
     (trl.DPOTrainer, "compute_ref_log_probs", "self.ref_model is None and is_peft_model(", "adapters"),
+    (Accelerator, "prepare_model", "model._is_accelerate_prepared = True", "training after an evaluation"),
+    (Accelerator, "prepare_model", "self._models.append(model)", "the same"),
     (Trainer, "_get_dataloader", "self.data_collator", "the collator is read when training starts"),
     # Reward models
     (trl.RewardTrainer, "_set_signature_columns_if_needed", '"chosen_ids", "rejected_ids", "margin"', "extra columns"),

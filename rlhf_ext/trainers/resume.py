@@ -1,13 +1,21 @@
-"""What the trainers share so that a resumed run equals the uninterrupted one."""
+"""What the trainers share so that a resumed run equals the uninterrupted one, and two processes learn as one."""
 
 from typing import Any
 
 from torch import nn
 from transformers import Trainer
+from transformers.trainer_utils import TrainOutput
+
+from ..preparation import prepare_for_training
 
 
 class ResumesExactly(Trainer):
     """A `Trainer` that goes on from a checkpoint as if it had not been interrupted."""
+
+    def train(self, *args: Any, **kwargs: Any) -> TrainOutput:
+        """Synchronises gradients also where an evaluation came before, which Transformers then leaves out."""
+        prepare_for_training(self)
+        return super().train(*args, **kwargs)
 
     def _run_epoch(self, *args: Any, **kwargs: Any) -> None:
         """Ends at once where no step is left: Transformers looks only after a step, and would make one too many.

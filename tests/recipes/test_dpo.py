@@ -103,11 +103,11 @@ def test_loss_of_an_installed_package_on_an_8_bit_base(tmp_path):
 
 
 def test_two_processes_equal_one_on_the_same_global_batch(tmp_path, user_loss):
-    """With a loss of one's own and an extra column, which must stay with its row on the way to its process."""
+    """With an adapter, a loss of one's own, and an extra column, which must stay with its row."""
     data = write_pairs(tmp_path / "pairs.jsonl")
     options = ["--dataset_name", data, "--loss_type", f"{user_loss}:weighted", "--loss_kwargs", '{"power": 0.5}']
     options += ["--extra_columns", "weight", "--eval_fraction", "0.2", "--max_steps", "3", "--logging_steps", "1"]
-    options += ["--learning_rate", "8e-4", "--bf16", "false"]
+    options += ["--use_peft", "--learning_rate", "8e-4", "--bf16", "false"]
     for processes in (1, 2):
         per_device = ["--per_device_train_batch_size", 8 // processes, "--per_device_eval_batch_size", 8 // processes]
         arguments = [*options, *per_device, "--output_dir", tmp_path / str(processes)]
@@ -116,7 +116,7 @@ def test_two_processes_equal_one_on_the_same_global_batch(tmp_path, user_loss):
         else:
             launch(*arguments, processes=2)
     one, two = (history(tmp_path / str(processes)) for processes in (1, 2))
-    compared = {"loss", "rewards/margins", "logps/chosen", "eval_loss", "eval_rewards/margins"}
+    compared = {"loss", "grad_norm", "rewards/margins", "logps/chosen", "eval_loss", "eval_rewards/margins"}
     assert sum("loss" in entry for entry in one) == 3
     for entry, other in zip(one, two, strict=True):
         for metric in entry.keys() & compared:

@@ -39,9 +39,9 @@ def results(folder):
     return json.loads((folder / "all_results.json").read_text())
 
 
-def losses(folder):
+def losses(folder, metric="loss"):
     history = json.loads((folder / "trainer_state.json").read_text())["log_history"]
-    return [entry["loss"] for entry in history if "loss" in entry]
+    return [entry[metric] for entry in history if metric in entry]
 
 
 def write_rows(path, count=40):
@@ -91,12 +91,12 @@ def test_plain_rows_on_an_8_bit_base_and_on_from_there(run, tmp_path, capsys):
 
 def test_two_processes_equal_one_on_the_same_global_batch(run, tmp_path):
     data = write_rows(tmp_path / "rows.jsonl")
-    # Adam divides by the gradient, and so magnifies rounding: a low rate keeps it below what is compared.
-    options = ["--dataset_name", data, "--max_steps", "3", "--logging_steps", "1", "--learning_rate", "1e-5"]
+    options = ["--dataset_name", data, "--max_steps", "3", "--logging_steps", "1", "--bf16", "false"]
     batches = ["--per_device_train_batch_size", "--per_device_eval_batch_size"]
     run(*options, *(part for option in batches for part in (option, 8)), "--output_dir", tmp_path / "1")
     launch(*options, *(part for o in batches for part in (o, 4)), "--output_dir", tmp_path / "2", processes=2)
-    assert losses(tmp_path / "1") == pytest.approx(losses(tmp_path / "2"), rel=1e-3)
+    for metric in ("loss", "grad_norm"):
+        assert losses(tmp_path / "1", metric) == pytest.approx(losses(tmp_path / "2", metric), rel=1e-3)
     for key in ("eval_loss", "eval_perplexity_before"):
         assert results(tmp_path / "1")[key] == pytest.approx(results(tmp_path / "2")[key], rel=1e-2)
     assert (tmp_path / "2/samples.jsonl").read_text()  # drawn on one process, for all

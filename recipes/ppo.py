@@ -11,6 +11,10 @@ A 7B model on one 24 GB GPU: policy, reference, critic and reward model as adapt
         --config recipes/configs/ppo_7b_lora_8bit.yaml \
         --dataset_name prompts.jsonl --reward_adapter runs/reward-7b-8bit
 
+Rewards of your own, functions as TRL's `GRPOTrainer` takes them, alone or beside a reward model:
+
+    accelerate launch recipes/ppo.py --dataset_name prompts.jsonl --reward_funcs my_rewards.py:polite
+
 Every option of `rlhf_ext.PPOConfig`, `trl.ModelConfig` and `trl.ScriptArguments` works; `--help` lists them.
 """
 
@@ -29,7 +33,7 @@ from rlhf_ext.data_checks import DataError
 from rlhf_ext.demo.gold import gold
 from rlhf_ext.demo.reward import demo_reward_model
 from rlhf_ext.errors import one_line_errors
-from rlhf_ext.plugins import PluginError
+from rlhf_ext.plugins import PluginError, get_plugin
 from rlhf_ext.policy_loading import trainer_options
 from rlhf_ext.progress import show_short_progress
 from rlhf_ext.prompts import load_prompt_splits
@@ -78,13 +82,20 @@ PANELS = {
 
 @dataclass
 class PPOArguments(RecipeArguments):
-    """`RecipeArguments` with the reward models."""
+    """`RecipeArguments` with what completions are scored with."""
 
     reward_model: list[str] | None = field(
         default=None,
         metadata={
             "help": "Reward models, each a folder that recipes/reward.py wrote or a model on the Hub; several are "
             "added up with reward_weights. Default: reward_adapter, or for the embedded demo one trained on the spot."
+        },
+    )
+    reward_funcs: list[str] | None = field(
+        default=None,
+        metadata={
+            "help": "Reward functions of your own, called as TRL calls them: `package.module:function`, "
+            "`file.py:function` or a registered name. They come after the reward models in reward_weights."
         },
     )
 
@@ -100,14 +111,16 @@ def main(script_args: PPOArguments, training_args: PPOConfig, model_args: PPOMod
     """Check everything, then train and evaluate before and after."""
     check_output_dir(training_args, default=OUTPUT_DIR)
     is_demo = script_args.dataset_name is None
-    if not (script_args.reward_model or training_args.reward_adapter or is_demo):
+    if not (script_args.reward_model or script_args.reward_funcs or training_args.reward_adapter or is_demo):
         raise ArgumentError(
             "there is nothing to score completions with: name a --reward_model, or with --use_peft the adapter of one "
-            "as --reward_adapter. recipes/reward.py trains both."
+            "as --reward_adapter (recipes/reward.py trains both), or a function of your own as --reward_funcs."
         )
-    train_dataset, eval_dataset = load_prompt_splits(script_args, seed=training_args.seed)
+    functions = [get_plugin("reward", reference) for reference in script_args.reward_funcs or []]
+    train_dataset, eval_dataset = load_prompt_splits(script_args, seed=training_args.seed, all_columns=bool(functions))
     tokenizer = load_tokenizer(model_args, trust_remote_code=training_args.trust_remote_code)
     reward_funcs = [RewardModel.from_pretrained(path, show_progress=False) for path in script_args.reward_model or []]
+    reward_funcs += functions
     if not (reward_funcs or training_args.reward_adapter):
         reward_funcs = [demo_reward_model(Path(training_args.output_dir, "reward_model"), seed=training_args.seed)]
     if is_demo:  # the gold judge is logged, and with weight 0 nothing learns from it

@@ -1,4 +1,4 @@
-"""The plugin registry: losses, advantage estimators and judges by name, by `module:function` or by `file.py:function`.
+"""The plugin registry: losses, advantages, rewards and judges by name, `module:function` or `file.py:function`.
 
 A plugin is a plain function. Three ways lead to it, and none of them needs a subclass or a fork:
 
@@ -36,14 +36,17 @@ class PluginKind:
     @property
     def call(self) -> str:
         """The signature as a user would write it."""
-        keywords = f", *, {', '.join(self.keywords)}, **kwargs" if self.keywords else ""
-        return f"fn({', '.join(self.positional)}{keywords})"
+        keywords = ["*", *self.keywords, "**kwargs"] if self.keywords else []
+        return f"fn({', '.join([*self.positional, *keywords])})"
 
 
 KINDS: dict[str, PluginKind] = {
     "preference_loss": PluginKind(("chosen_rewards", "rejected_rewards"), ("extras",), "rlhf_ext.losses.preference"),
     "dpo_loss": PluginKind(("batch",), ("beta",), "rlhf_ext.losses.dpo"),
     "advantage": PluginKind(("rewards", "values", "mask"), ("gamma", "lam"), "rlhf_ext.advantages"),
+    "reward": PluginKind(
+        (), ("prompts", "completions", "completion_ids", "trainer_state", "log_extra", "log_metric"), None
+    ),
     "judge": PluginKind(("prompts", "completions_a", "completions_b"), (), None),
 }
 
@@ -54,7 +57,7 @@ def register(kind: str, name: str) -> Callable[[Callable[..., Any]], Callable[..
     """Register the decorated function as plugin `name` of `kind`, and return it unchanged.
 
     Args:
-        kind: `"preference_loss"`, `"dpo_loss"`, `"advantage"` or `"judge"`.
+        kind: `"preference_loss"`, `"dpo_loss"`, `"advantage"`, `"reward"` or `"judge"`.
         name: The name users write in a configuration. It may not hold a colon, which marks a reference.
 
     Raises:
@@ -84,7 +87,7 @@ def get_plugin(kind: str, ref: str, kwargs: Mapping[str, Any] | None = None) -> 
     """Return the plugin that `ref` names, with its signature checked.
 
     Args:
-        kind: `"preference_loss"`, `"dpo_loss"`, `"advantage"` or `"judge"`.
+        kind: `"preference_loss"`, `"dpo_loss"`, `"advantage"`, `"reward"` or `"judge"`.
         ref: A registered name, an entry point's name, `"package.module:function"` or `"path/to/file.py:function"`.
         kwargs: Extra keywords it will be called with. They are checked too.
 
@@ -228,7 +231,7 @@ def check_signature(kind: str, ref: str, function: Any, kwargs: Mapping[str, Any
     """Check that `function` can be called as the kind says.
 
     Args:
-        kind: `"preference_loss"`, `"dpo_loss"`, `"advantage"` or `"judge"`.
+        kind: `"preference_loss"`, `"dpo_loss"`, `"advantage"`, `"reward"` or `"judge"`.
         ref: What to call it.
         function: What is to be called.
         kwargs: All further keywords it will be called with; None leaves open which ones that will be.

@@ -19,4 +19,4 @@ def prepare_for_training(trainer: Trainer) -> None:
     if any(prepared is model for prepared in accelerator._models):
         accelerator._models = [prepared for prepared in accelerator._models if prepared is not model]
         accelerator.unwrap_model(model, keep_fp32_wrapper=False)  # mixed precision is added again
-        del model._is_accelerate_prepared
+        vars(model).pop("_is_accelerate_prepared", None)

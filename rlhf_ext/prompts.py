@@ -1,6 +1,7 @@
 """Prompts to sample completions for: reading and checking them, and a part held out to evaluate on."""
 
 from collections.abc import Iterable
+from functools import partial
 from typing import Any
 
 from datasets import Dataset
@@ -11,10 +12,17 @@ from .data_files import Rows, numbered, read_splits, to_dataset
 from .splits import load_splits, take_split
 
 
-def load_prompt_splits(script_args: RecipeArguments, *, seed: int) -> tuple[Dataset, Dataset]:
+def load_prompt_splits(
+    script_args: RecipeArguments, *, seed: int, all_columns: bool = False
+) -> tuple[Dataset, Dataset]:
     """Load and check the prompts to train on and those to evaluate on (see `load_splits`).
 
     Data of preference pairs will do: only its prompts are used.
+
+    Args:
+        script_args: Where the data are.
+        seed: Of the part that is held out.
+        all_columns: Keep the other columns, which TRL hands to reward functions.
 
     Raises:
         DataError: Naming the file or split, the row, the column and the fix.
@@ -28,7 +36,7 @@ def load_prompt_splits(script_args: RecipeArguments, *, seed: int) -> tuple[Data
 
         return prompt_dataset(split)
 
-    return load_splits(script_args, seed, demo=demo, check=_check_prompts)
+    return load_splits(script_args, seed, demo=demo, check=partial(_check_prompts, all_columns=all_columns))
 
 
 def load_prompts(name: str, config: str | None, split: str) -> Dataset:
@@ -57,8 +65,9 @@ def check_prompt_rows(rows: Iterable[tuple[int, dict[str, Any]]], *, source: str
         check_text(prompt, kind, "prompt", place)
 
 
-def _check_prompts(rows: Rows, source: str) -> Dataset:
+def _check_prompts(rows: Rows, source: str, *, all_columns: bool = False) -> Dataset:
     check_prompt_rows(numbered(rows), source=source)
     if isinstance(rows, list):
-        return to_dataset({"prompt": [row["prompt"] for _, row in rows]}, source=source)
-    return rows.select_columns(["prompt"])
+        columns = list(dict.fromkeys(name for _, row in rows for name in row)) if all_columns else ["prompt"]
+        return to_dataset({name: [row.get(name) for _, row in rows] for name in columns}, source=source)
+    return rows if all_columns else rows.select_columns(["prompt"])

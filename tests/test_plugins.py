@@ -236,6 +236,8 @@ def test_required_keyword_that_is_missing():
     [
         ("preference_loss", lambda chosen_rewards, rejected_rewards, *, extras: chosen_rewards),
         ("advantage", lambda rewards, values, mask, *, gamma, lam: (rewards, values)),
+        ("reward", lambda completions, **kwargs: [0.0] * len(completions)),
+        ("judge", lambda prompts, completions_a, completions_b: [0.5] * len(prompts)),
     ],
 )
 def test_the_other_kinds(kind, function):

@@ -30,6 +30,13 @@ def test_file_with_a_part_held_out(tmp_path):
     assert (len(train), held_out["prompt"][:]) == (10, ["Other?"])
 
 
+def test_other_columns_are_kept_for_reward_functions(tmp_path):
+    path = write(tmp_path / "prompts.jsonl", [{"prompt": f"Question {n}?", "answer": n} for n in range(10)])
+    parts = load_prompt_splits(RecipeArguments(dataset_name=path, eval_fraction=0.2), seed=0, all_columns=True)
+    for part in parts:
+        assert part["prompt"][:] == [f"Question {n}?" for n in part["answer"]]
+
+
 def test_prompts_of_preference_pairs_are_divided_by_prompt(tmp_path):
     """Data of pairs often have several for a prompt."""
     path = write(tmp_path / "pairs.jsonl", [{"prompt": f"Question {n // 4}?"} for n in range(40)])

@@ -62,6 +62,18 @@ def test_embedded_default_leaves_everything_behind(tmp_path, rewards):
         assert noise not in done.stdout + done.stderr
 
 
+def test_reward_function_from_a_file_sees_the_columns_of_its_rows(tmp_path, rewards, model_name):
+    (tmp_path / "prompts.jsonl").write_text("".join(f'{{"prompt": "Say {n}.", "wanted": {n}}}\n' for n in range(12)))
+    (tmp_path / "mine.py").write_text(
+        "def wanted(completions, wanted, **kwargs):\n    return [100.0 + n for n in wanted]"
+    )
+    scored = ["--reward_model", rewards / "full", "--reward_funcs", tmp_path / "mine.py:wanted"]
+    options = ["--dataset_name", tmp_path / "prompts.jsonl", "--model_name_or_path", model_name, "--bf16", "false"]
+    run(*options, *scored, "--reward_weights", "0", "1", "--max_steps", "2", "--output_dir", tmp_path / "run")
+    results = json.loads((tmp_path / "run/all_results.json").read_text())
+    assert 100 <= results["eval_reward"] <= 112 and results["eval_reward"] == results["eval_rewards/wanted/mean"]
+
+
 def test_reward_model_of_the_demo_is_trained_once(tmp_path):
     text = ([{"role": "user", "content": "How do I grow mint?"}], "Give it water and some shade.")
     first = demo_reward_model(tmp_path / "reward", seed=0, pairs=16).score(text)
@@ -131,12 +143,17 @@ def test_two_processes_of_the_configuration_for_several_gpus(tmp_path, rewards):
     [
         (["--dataset_name", "{data}", "--reward_model", "x"], "error: {data}, row 2, column 'prompt': it is missing"),
         (["--dataset_name", "{data}"], "error: there is nothing to score completions with: name a --reward_model"),
+        (
+            ["--dataset_name", "{data}", "--reward_funcs", "{data}.py:strict"],
+            "error: reward '{data}.py:strict' has the signature (completions), but is called as fn(*, prompts,",
+        ),
         (["--scale_rewards", "group"], "error: scale_rewards='group' has no effect"),
     ],
 )
 def test_bad_input_is_one_line_before_the_model_loads(options, message, tmp_path):
     data = tmp_path / "prompts.jsonl"
     data.write_text('{"prompt": "a"}\n{"question": "b"}')
+    Path(f"{data}.py").write_text("def strict(completions):\n    return [0.0] * len(completions)")
     options = [option.format(data=data) for option in options]
     done = run(*options, "--output_dir", tmp_path / "run", "--model_name_or_path", "/no/such/model", ok=False)
     assert done.stderr.strip().splitlines()[-1].startswith(message.format(data=data))

@@ -1,0 +1,106 @@
+"""The chatbot of the embedded demo with every algorithm and several seeds, as JSON and as a table.
+
+    OMP_NUM_THREADS=2 python benchmarks/chatbot_demo.py
+
+For each seed `recipes/chatbot_rlhf.py` runs as a user runs it, with PPO. DPO and best-of-n start from the SFT and the
+reward model that it left, with the commands that `recipes/chatbot_rlhf.py` would give. All are evaluated on the same
+held-out prompts; the gold judge, which no training sees, rates helpfulness and safety from 1 to 5. What is finished in
+the output folder is not run again, and two commands with different `--seeds` may share it.
+"""
+
+import argparse
+import json
+import statistics
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from rlhf_ext.demo import model_path
+
+ROOT = Path(__file__).parents[1]
+BEST_OF = 8
+ROWS = ("base", "sft", "best_of_n", "dpo", "ppo")
+# Metric of the table: its name in the evaluation of a policy, and in the log of PPO's last quarter.
+MEASURED = {
+    "helpfulness": "eval_helpfulness",
+    "safety": "eval_safety",
+    "win rate": "eval_win_rate",
+    "reward": "eval_reward",
+    "KL to the SFT model": "eval_kl",
+    "tokens": "eval_mean_length",
+}
+
+
+def recipe(name: str, *options: Any) -> float:
+    """Run a recipe unless it has left its results; return the seconds it took."""
+    command = [sys.executable, str(ROOT / "recipes" / name), *map(str, options)]
+    folder = Path(command[command.index("--output_dir") + 1])
+    took = folder / "benchmark_seconds.json"
+    if not took.is_file():
+        start = time.perf_counter()
+        subprocess.run(command, check=True, stdout=sys.stderr)
+        took.write_text(json.dumps(time.perf_counter() - start))
+    return json.loads(took.read_text())
+
+
+def results(folder: Path) -> dict[str, Any]:
+    """What a recipe left."""
+    return json.loads((folder / "all_results.json").read_text())
+
+
+def run(folder: Path, seed: int) -> dict[str, Any]:
+    """Run all algorithms with one seed; return each one's measurements."""
+    chatbot = folder / f"chatbot-{seed}"
+    sft, reward, ppo = (chatbot / phase for phase in ("sft", "reward", "ppo"))
+    seconds = recipe("chatbot_rlhf.py", "--seed", seed, "--output_dir", chatbot)
+    dpo = folder / f"dpo-{seed}"
+    config = ROOT / "recipes/configs/dpo_chatbot_demo.yaml"
+    recipe("dpo.py", "--config", config, "--model_name_or_path", sft, "--seed", seed, "--output_dir", dpo)
+
+    judge = ["--judge", "gold", "--reward_model", reward, "--reference", sft, "--seed", seed]
+    best_of = ["--best_of", BEST_OF, "--best_of_model", reward]
+    policies = {"sft": [sft], "best_of_n": [sft, *best_of], "dpo": [dpo], "ppo": [ppo]}
+    measured = {}
+    for name, policy in policies.items():
+        place = folder / f"evaluate-{name}-{seed}"
+        recipe("evaluate.py", "--policy", *policy, "--other_policy", model_path(), *judge, "--output_dir", place)
+        measured[name] = results(place)
+    measured["base"] = {key.replace("eval_other_", "eval_"): value for key, value in measured["sft"].items()}
+    history = json.loads((ppo / "trainer_state.json").read_text())["log_history"]
+    late = [entry for entry in history if "clip_fraction" in entry]
+    late = late[-len(late) // 4 :]
+    training = {name: statistics.mean(entry[name] for entry in late) for name in ("kl/k1", "clip_fraction", "entropy")}
+    rows = {name: {label: measured[name].get(key) for label, key in MEASURED.items()} for name in ROWS}
+    return {"seed": seed, "seconds": seconds, "ppo, last quarter": training, "policies": rows}
+
+
+def spread(values: list[float]) -> str:
+    """Median and range, as they stand in the table."""
+    return f"{statistics.median(values):.2f} ({min(values):.2f} to {max(values):.2f})"
+
+
+def table(runs: list[dict[str, Any]]) -> str:
+    """One row a policy."""
+    lines = [f"| | {' | '.join(MEASURED)} |", "|---" * (len(MEASURED) + 1) + "|"]
+    for name in ROWS:
+        values = {label: [run["policies"][name][label] for run in runs] for label in MEASURED}
+        cells = [spread(of) if None not in of else "" for of in values.values()]
+        lines.append(f"| {name} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def main() -> None:
+    """Run every seed and print the summary."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2, 3, 4])
+    parser.add_argument("--output", type=Path, default=Path("runs/chatbot_demo"))
+    arguments = parser.parse_args()
+    runs = [run(arguments.output, seed) for seed in arguments.seeds]
+    print(json.dumps(runs, indent=2))
+    print(table(runs))
+
+
+if __name__ == "__main__":
+    main()

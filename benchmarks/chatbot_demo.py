@@ -3,9 +3,10 @@
     OMP_NUM_THREADS=2 python benchmarks/chatbot_demo.py
 
 For each seed `recipes/chatbot_rlhf.py` runs as a user runs it, with PPO. DPO and best-of-n start from the SFT and the
-reward model that it left, with the commands that `recipes/chatbot_rlhf.py` would give. All are evaluated on the same
-held-out prompts; the gold judge, which no training sees, rates helpfulness and safety from 1 to 5. What is finished in
-the output folder is not run again, and two commands with different `--seeds` may share it.
+reward model that it left, with the commands that `recipes/chatbot_rlhf.py` would give. All are evaluated on held-out
+prompts (200 for PPO and the base, the first 100 of them for the others); the gold judge, which no training sees, rates
+helpfulness and safety from 1 to 5. What is finished in the output folder is not run again, and two commands with
+different `--seeds` may share it.
 """
 
 import argparse
@@ -20,17 +21,17 @@ from typing import Any
 from rlhf_ext.demo import model_path
 
 ROOT = Path(__file__).parents[1]
-BEST_OF = 8
+BEST_OF, PROMPTS = 8, 100
 ROWS = ("base", "sft", "best_of_n", "dpo", "ppo")
-# Metric of the table: its name in the evaluation of a policy, and in the log of PPO's last quarter.
+# Columns of the table, each with its name in the evaluation of a policy.
 MEASURED = {
     "helpfulness": "eval_helpfulness",
     "safety": "eval_safety",
-    "win rate": "eval_win_rate",
-    "reward": "eval_reward",
-    "KL to the SFT model": "eval_kl",
-    "tokens": "eval_mean_length",
+    "refuses unsafe": "eval_refusal_rate",
+    "refuses safe": "eval_over_refusal_rate",
+    "distinct pairs": "eval_distinct_2",
 }
+TRAINING = ("reward", "kl/k1", "clip_fraction", "entropy", "value/explained_variance")
 
 
 def recipe(name: str, *options: Any) -> float:
@@ -50,30 +51,42 @@ def results(folder: Path) -> dict[str, Any]:
     return json.loads((folder / "all_results.json").read_text())
 
 
-def run(folder: Path, seed: int) -> dict[str, Any]:
-    """Run all algorithms with one seed; return each one's measurements."""
+def run(folder: Path, seed: int, *, baselines: bool) -> dict[str, Any]:
+    """Run all algorithms with one seed, or PPO only; return each one's measurements."""
     chatbot = folder / f"chatbot-{seed}"
     sft, reward, ppo = (chatbot / phase for phase in ("sft", "reward", "ppo"))
     seconds = recipe("chatbot_rlhf.py", "--seed", seed, "--output_dir", chatbot)
+    measured = {"ppo": results(chatbot / "evaluation")}
+    measured["base"] = other_policy(measured["ppo"])
+    if baselines:
+        measured |= run_baselines(folder, seed, sft, reward)
+    history = json.loads((ppo / "trainer_state.json").read_text())["log_history"]
+    late = [entry for entry in history if "clip_fraction" in entry]
+    late = late[-len(late) // 4 :]
+    training = {name: statistics.mean(entry[name] for entry in late) for name in TRAINING}
+    rows = {name: {label: of.get(key) for label, key in MEASURED.items()} for name, of in measured.items()}
+    return {"seed": seed, "seconds": seconds, "ppo, last quarter": training, "policies": rows}
+
+
+def run_baselines(folder: Path, seed: int, sft: Path, reward: Path) -> dict[str, Any]:
+    """Evaluate the SFT model, the best of its answers, and DPO from it."""
     dpo = folder / f"dpo-{seed}"
     config = ROOT / "recipes/configs/dpo_chatbot_demo.yaml"
     recipe("dpo.py", "--config", config, "--model_name_or_path", sft, "--seed", seed, "--output_dir", dpo)
 
-    judge = ["--judge", "gold", "--reward_model", reward, "--reference", sft, "--seed", seed]
+    judge = ["--judge", "gold", "--seed", seed, "--max_samples", PROMPTS]
     best_of = ["--best_of", BEST_OF, "--best_of_model", reward]
-    policies = {"sft": [sft], "best_of_n": [sft, *best_of], "dpo": [dpo], "ppo": [ppo]}
     measured = {}
-    for name, policy in policies.items():
+    for name, policy, other in (("dpo", [dpo], sft), ("best_of_n", [sft, *best_of], model_path())):
         place = folder / f"evaluate-{name}-{seed}"
-        recipe("evaluate.py", "--policy", *policy, "--other_policy", model_path(), *judge, "--output_dir", place)
+        recipe("evaluate.py", "--policy", *policy, "--other_policy", other, *judge, "--output_dir", place)
         measured[name] = results(place)
-    measured["base"] = {key.replace("eval_other_", "eval_"): value for key, value in measured["sft"].items()}
-    history = json.loads((ppo / "trainer_state.json").read_text())["log_history"]
-    late = [entry for entry in history if "clip_fraction" in entry]
-    late = late[-len(late) // 4 :]
-    training = {name: statistics.mean(entry[name] for entry in late) for name in ("kl/k1", "clip_fraction", "entropy")}
-    rows = {name: {label: measured[name].get(key) for label, key in MEASURED.items()} for name in ROWS}
-    return {"seed": seed, "seconds": seconds, "ppo, last quarter": training, "policies": rows}
+    return measured | {"sft": other_policy(measured["dpo"])}
+
+
+def other_policy(evaluation: dict[str, Any]) -> dict[str, Any]:
+    """What an evaluation has measured of the other policy."""
+    return {key.replace("eval_other_", "eval_"): value for key, value in evaluation.items() if "other_" in key}
 
 
 def spread(values: list[float]) -> str:
@@ -83,11 +96,12 @@ def spread(values: list[float]) -> str:
 
 def table(runs: list[dict[str, Any]]) -> str:
     """One row a policy."""
-    lines = [f"| | {' | '.join(MEASURED)} |", "|---" * (len(MEASURED) + 1) + "|"]
+    lines = [f"| | seeds | {' | '.join(MEASURED)} |", "|---" * (len(MEASURED) + 2) + "|"]
     for name in ROWS:
-        values = {label: [run["policies"][name][label] for run in runs] for label in MEASURED}
-        cells = [spread(of) if None not in of else "" for of in values.values()]
-        lines.append(f"| {name} | {' | '.join(cells)} |")
+        found = [run["policies"][name] for run in runs if name in run["policies"]]
+        if found:
+            cells = [spread([of[label] for of in found]) for label in MEASURED]
+            lines.append(f"| {name} | {len(found)} | {' | '.join(cells)} |")
     return "\n".join(lines)
 
 
@@ -95,9 +109,11 @@ def main() -> None:
     """Run every seed and print the summary."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2, 3, 4])
+    parser.add_argument("--baseline_seeds", type=int, nargs="*", help="seeds for DPO and best-of-n, if not all")
     parser.add_argument("--output", type=Path, default=Path("runs/chatbot_demo"))
     arguments = parser.parse_args()
-    runs = [run(arguments.output, seed) for seed in arguments.seeds]
+    with_baselines = arguments.seeds if arguments.baseline_seeds is None else arguments.baseline_seeds
+    runs = [run(arguments.output, seed, baselines=seed in with_baselines) for seed in arguments.seeds]
     print(json.dumps(runs, indent=2))
     print(table(runs))
 

@@ -50,6 +50,7 @@ DEMO_DEFAULTS = {
     "lr_scheduler_type": "linear",
     "init_kl_coef": 0.15,
     "kl_horizon": 300,  # short runs: the coefficient must follow within a few hundred answers
+    "lam": 1.0,  # with 0.95 a score after 50 tokens would count 0.95^50 = 8% for the first, which decides to refuse
     "max_completion_length": 64,
     "per_device_train_batch_size": 16,
     "steps_per_generation": 4,

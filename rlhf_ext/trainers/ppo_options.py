@@ -6,9 +6,11 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from .ppo_config import PPOConfig
 
-ABOVE_ZERO = ("clip_scores", "kl_stop", "cliprange_value", "missing_eos_penalty")
+ABOVE_ZERO = ("clip_scores", "kl_stop", "cliprange_value", "missing_eos_penalty", "max_clip_fraction")
 ZERO_OR_ABOVE = ("vf_coef", "critic_learning_rate", "critic_warmup_steps")
 WITHOUT_CRITIC = ("reinforce", "rloo")  # built-in estimators that have no use for values
+OF_VALUE_LOSS = ("critic_warmup_steps", "cliprange_value")
+OF_CRITIC = ("critic", "critic_path", "critic_stop_gradient")
 KL_IN_REWARD = ("kl_target", "kl_horizon", "kl_estimator")
 
 
@@ -45,7 +47,7 @@ def check_contradictions(args: "PPOConfig") -> None:
             f"multiple of gradient_accumulation_steps = {accumulated}: an optimizer step would mix two batches."
         )
     completions = args.per_device_train_batch_size * args.steps_per_generation
-    if args.advantage == "rloo" and completions % args.num_generations:
+    if _advantage(args) == "rloo" and completions % args.num_generations:
         raise ValueError(
             f"'rloo' compares the completions of a prompt on one process, which has {completions} of a batch: "
             f"num_generations={args.num_generations} must divide that number."
@@ -84,10 +86,18 @@ def check_without_effect(args: "PPOConfig") -> None:
         )
     if args.critic_stop_gradient and args.critic != "head":
         raise ValueError(f"critic_stop_gradient has no effect with critic={args.critic!r}, which shares no pass.")
-    if not args.vf_coef and args.critic_warmup_steps:
-        raise ValueError("critic_warmup_steps has no effect with vf_coef=0: nothing would be learned.")
-    if args.vf_coef and args.advantage in WITHOUT_CRITIC:
+    without_critic = _advantage(args) in WITHOUT_CRITIC
+    if args.vf_coef and without_critic:
         raise ValueError(
             f"advantage={args.advantage!r} has no use for values, and a critic would only disturb the policy: set "
             "vf_coef=0."
         )
+    if not args.vf_coef and (unused := [name for name in OF_VALUE_LOSS if name in changed]):
+        raise ValueError(f"{' and '.join(unused)} has no effect with vf_coef=0: the critic would not learn.")
+    if without_critic and (unused := [name for name in OF_CRITIC if name in changed]):
+        raise ValueError(f"{' and '.join(unused)} has no effect with advantage={args.advantage!r}: it needs no critic.")
+
+
+def _advantage(args: "PPOConfig") -> str:
+    """Return the name of the estimator, also of a built-in one that is named by its place."""
+    return args.advantage.removeprefix("rlhf_ext.advantages:")

@@ -31,6 +31,12 @@ MEASURED = {
     "refuses safe": "eval_over_refusal_rate",
     "distinct pairs": "eval_distinct_2",
 }
+CURVE = {
+    "KL, nats": "kl/k1",
+    "reward": "reward",
+    "gold helpfulness": "gold/helpfulness",
+    "gold safety": "gold/safety",
+}
 TRAINING = ("reward", "kl/k1", "clip_fraction", "entropy", "value/explained_variance")
 
 
@@ -61,11 +67,12 @@ def run(folder: Path, seed: int, *, baselines: bool) -> dict[str, Any]:
     if baselines:
         measured |= run_baselines(folder, seed, sft, reward)
     history = json.loads((ppo / "trainer_state.json").read_text())["log_history"]
-    late = [entry for entry in history if "clip_fraction" in entry]
-    late = late[-len(late) // 4 :]
+    logged = [entry for entry in history if "clip_fraction" in entry]
+    late = logged[-len(logged) // 4 :]
     training = {name: statistics.mean(entry[name] for entry in late) for name in TRAINING}
+    curve = [{label: entry[name] for label, name in CURVE.items()} for entry in logged]
     rows = {name: {label: of.get(key) for label, key in MEASURED.items()} for name, of in measured.items()}
-    return {"seed": seed, "seconds": seconds, "ppo, last quarter": training, "policies": rows}
+    return {"seed": seed, "seconds": seconds, "ppo, last quarter": training, "curve": curve, "policies": rows}
 
 
 def run_baselines(folder: Path, seed: int, sft: Path, reward: Path) -> dict[str, Any]:
@@ -105,6 +112,18 @@ def table(runs: list[dict[str, Any]]) -> str:
     return "\n".join(lines)
 
 
+def over_kl(runs: list[dict[str, Any]], parts: int = 5) -> str:
+    """Proxy and gold scores against the KL divergence: means over the seeds in each part of the way."""
+    lines = [f"| part of the run | {' | '.join(CURVE)} |", "|---" * (len(CURVE) + 1) + "|"]
+    for part in range(parts):
+        entries = []
+        for curve in (run["curve"] for run in runs):
+            entries += curve[len(curve) * part // parts : len(curve) * (part + 1) // parts]
+        cells = [f"{statistics.mean(entry[name] for entry in entries):.2f}" for name in CURVE]
+        lines.append(f"| {part + 1} of {parts} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
 def main() -> None:
     """Run every seed and print the summary."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -115,7 +134,7 @@ def main() -> None:
     with_baselines = arguments.seeds if arguments.baseline_seeds is None else arguments.baseline_seeds
     runs = [run(arguments.output, seed, baselines=seed in with_baselines) for seed in arguments.seeds]
     print(json.dumps(runs, indent=2))
-    print(table(runs))
+    print(table(runs), over_kl(runs), sep="\n\n")
 
 
 if __name__ == "__main__":

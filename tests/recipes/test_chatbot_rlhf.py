@@ -145,7 +145,7 @@ def test_the_guide_s_example_with_a_base_without_chat_template(gpt2, configs, tm
 
 def test_adapters_of_one_8_bit_base_from_demonstrations_to_dpo(configs, tmp_path):
     configs = [*configs[:-1], configs[3]]  # what fits SFT fits DPO, too
-    quantized = ["--use_peft", "--load_in_8bit", "--model_name", model_path()]
+    quantized = ["--use_peft", "--load_in_8bit", "--model_name", model_path(), "--max_eval_samples", 4]
     run(SCRIPT, *configs, "--algorithm", "dpo", *quantized, "--output_dir", tmp_path / "run")
     weights = {}
     for phase in ("sft", "reward", "dpo"):

@@ -29,7 +29,7 @@ from vaderSentiment.vaderSentiment import SentimentIntensityAnalyzer
 from rlhf_ext import PPOConfig, PPOTrainer
 from rlhf_ext.logps import completion_logps
 
-EVALUATED = 64
+EVALUATED = 32
 COLUMNS = {"sentiment": "sentiment", "kl": "KL, nats", "perplexity": "perplexity under the base"}
 
 

@@ -27,6 +27,9 @@ DIE_WITH_PARENT = 1  # PR_SET_PDEATHSIG of Linux
 GOODBYE = 10  # seconds that a phase gets after Ctrl-C, in case it was sent to this process alone
 # What a launcher tells each of its processes. A process without it works alone, and waits for no other.
 LAUNCHED = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE")
+# glibc hands every large block back to the system and fetches it again page by page; keeping them saves a fifth of the
+# time on a CPU. It is read when a process starts, so a recipe cannot set it for itself.
+KEEP_BLOCKS = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": "4294967296"}
 CONTENTS = "contents of "  # begins a setting that is the hash of a file
 
 
@@ -110,7 +113,7 @@ class Pipeline:
         if not resume and folder.is_dir() and self.is_main:
             _set_aside(folder)  # what was left before the first checkpoint is of no use
         options = ["--resume_from_checkpoint", "true"] if resume else []
-        environment = dict(os.environ)
+        environment = KEEP_BLOCKS | dict(os.environ)
         if not phase.trains:
             if not self.is_main:
                 return

@@ -187,6 +187,7 @@ def test_only_training_is_spread_over_the_processes_of_a_launcher(recipes, tmp_p
     phases = [count(name="first"), count(name="second"), Phase("evaluation", "count.py", (), trains=False)]
     Pipeline(tmp_path / "run", {}, phases).run()
     assert [environment.get("WORLD_SIZE") for environment in environments] == ["2", "2", None]
+    assert all(environment["MALLOC_MMAP_MAX_"] == "0" for environment in environments)
     assert [environment["MASTER_PORT"] for environment in environments[:2]] == ["4001", "4002"]
     monkeypatch.setenv("RANK", "1")
     Pipeline(tmp_path / "other", {}, phases).run()

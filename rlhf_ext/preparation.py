@@ -12,9 +12,11 @@ def prepare_for_training(trainer: Trainer) -> None:
     Args:
         trainer: Any trainer of Transformers or TRL. One that has trained already, or is sharded, stays as it is.
     """
-    accelerator, model = trainer.accelerator, trainer.model
-    sharded = trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled
-    if accelerator.num_processes == 1 or sharded or trainer.model_wrapped is not model:
+    accelerator = trainer.accelerator
+    if accelerator.num_processes == 1 or trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled:
+        return
+    model = trainer.model
+    if trainer.model_wrapped is not model:
         return
     if any(prepared is model for prepared in accelerator._models):
         accelerator._models = [prepared for prepared in accelerator._models if prepared is not model]

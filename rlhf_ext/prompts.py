@@ -11,6 +11,8 @@ from .data_checks import DataError, check_text
 from .data_files import Rows, numbered, read_splits, to_dataset
 from .splits import load_splits, take_split
 
+NOT_TEXT = ("image", "images", "tools")  # columns that a prompt may need, and that only TRL's trainers read
+
 
 def load_prompt_splits(
     script_args: RecipeArguments, *, seed: int, all_columns: bool = False
@@ -48,8 +50,13 @@ def load_prompts(name: str, config: str | None, split: str) -> Dataset:
     return take_split(read_splits(name, config), split, name, _check_prompts)
 
 
-def check_prompt_rows(rows: Iterable[tuple[int, dict[str, Any]]], *, source: str) -> None:
+def check_prompt_rows(rows: Iterable[tuple[int, dict[str, Any]]], *, source: str, all_columns: bool = False) -> None:
     """Check that every row has a prompt, all of them text or all conversations.
+
+    Args:
+        rows: The rows with their numbers.
+        source: What to call them.
+        all_columns: Whether the other columns are kept. If not, images and tools would be lost, and are refused.
 
     Raises:
         DataError: Naming the first row that has not.
@@ -63,10 +70,14 @@ def check_prompt_rows(rows: Iterable[tuple[int, dict[str, Any]]], *, source: str
             raise DataError("it is missing here.", fix, column="prompt", **place)
         kind = isinstance(prompt, list) if kind is None else kind
         check_text(prompt, kind, "prompt", place)
+        for column in () if all_columns else NOT_TEXT:
+            if row.get(column):
+                fix = "Drop the column, or use the trainer from Python, which takes what TRL's takes."
+                raise DataError("it would be lost: prompts are text here.", fix, column=column, **place)
 
 
 def _check_prompts(rows: Rows, source: str, *, all_columns: bool = False) -> Dataset:
-    check_prompt_rows(numbered(rows), source=source)
+    check_prompt_rows(numbered(rows), source=source, all_columns=all_columns)
     if isinstance(rows, list):
         columns = list(dict.fromkeys(name for _, row in rows for name in row)) if all_columns else ["prompt"]
         return to_dataset({name: [row.get(name) for _, row in rows] for name in columns}, source=source)

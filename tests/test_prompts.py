@@ -52,6 +52,7 @@ def test_prompts_of_preference_pairs_are_divided_by_prompt(tmp_path):
         ([{"prompt": "a"}, {"prompt": [{"role": "user", "content": "b"}]}], r"row 2, .*Use one of the two throughout"),
         ([{"prompt": " "}], r"row 1, column 'prompt': it is empty"),
         ([{"prompt": 3}], r"row 1, column 'prompt': it is a int"),
+        ([{"prompt": "a", "tools": []}, {"prompt": "b", "tools": [{"name": "c"}]}], r"row 2, column 'tools': it would"),
     ],
 )
 def test_bad_prompt_names_its_row(rows, message, tmp_path):

@@ -10,9 +10,18 @@ import torch
 from datasets import Dataset
 from transformers import AutoTokenizer, LlamaConfig, LlamaForSequenceClassification
 
+from rlhf_ext import plugins
 from rlhf_ext.demo import model_path
 
 torch.set_num_threads(1)
+
+
+@pytest.fixture
+def own_registry(monkeypatch):
+    """A registry of plugins that is gone after the test."""
+    for kind in plugins.KINDS:
+        plugins.list_plugins(kind)  # the built-in ones register when first asked for, and must outlast the test
+    monkeypatch.setattr(plugins, "_registry", {kind: dict(known) for kind, known in plugins._registry.items()})
 
 
 @pytest.fixture(scope="session")

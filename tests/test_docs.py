@@ -9,7 +9,6 @@ from typing import get_type_hints
 
 import pytest
 
-from rlhf_ext import plugins
 from rlhf_ext.arguments import RecipeParser
 
 ROOT = Path(__file__).parents[1]
@@ -22,11 +21,9 @@ def blocks(path, language):
 
 
 @pytest.mark.parametrize("path", [p for p in PAGES if blocks(p, "python")], ids=lambda path: path.name)
+@pytest.mark.usefixtures("own_registry")
 def test_python_blocks_run(path, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    for kind in plugins.KINDS:
-        plugins.list_plugins(kind)  # the built-in ones register when first asked for, and must outlast this test
-    monkeypatch.setattr(plugins, "_registry", {kind: dict(known) for kind, known in plugins._registry.items()})
     for block in blocks(path, "python"):
         exec(compile(block, str(path), "exec"), {"__name__": "documentation"})
 

@@ -8,12 +8,7 @@ import pytest
 from rlhf_ext import get_plugin, list_plugins, plugins, register
 from rlhf_ext.plugins import PluginError
 
-
-@pytest.fixture(autouse=True)
-def restore_registry(monkeypatch):
-    list_plugins("dpo_loss")  # load the built-in ones, so that they survive
-    copy = {kind: dict(functions) for kind, functions in plugins._registry.items()}
-    yield monkeypatch.setattr(plugins, "_registry", copy)
+pytestmark = pytest.mark.usefixtures("own_registry")
 
 
 def loss(batch, *, beta, scale=1.0):

@@ -127,12 +127,12 @@ def judge_file(tmp_path):
     return write
 
 
-def test_any_function_judges(judge_file, monkeypatch):
+@pytest.mark.usefixtures("own_registry")
+def test_any_function_judges(judge_file):
     body = "return [float(len(a) > len(b)) for a, b in zip(completions_a, completions_b)]"
     longer = FunctionJudge(judge_file(body))
     assert longer.prefer(["p", "p"], ["aa", "a"], ["b", "bb"]) == [1.0, 0.0]
     assert longer.rate(["p"], ["a"]) == {} and longer.name.endswith(":longer")
-    monkeypatch.setattr(plugins, "_registry", {kind: dict(known) for kind, known in plugins._registry.items()})
     plugins.register("judge", "always_a")(lambda prompts, completions_a, completions_b: [1.0] * len(prompts))
     assert FunctionJudge("always_a").prefer(["p"], ["a"], ["b"]) == [1.0]
 

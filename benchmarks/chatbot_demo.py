@@ -18,7 +18,10 @@ import time
 from pathlib import Path
 from typing import Any
 
+from tables import spread
+
 from rlhf_ext.demo import model_path
+from rlhf_ext.run_report.findings import late_mean
 
 ROOT = Path(__file__).parents[1]
 BEST_OF, PROMPTS = 8, 100
@@ -68,8 +71,7 @@ def run(folder: Path, seed: int, *, baselines: bool) -> dict[str, Any]:
         measured |= run_baselines(folder, seed, sft, reward)
     history = json.loads((ppo / "trainer_state.json").read_text())["log_history"]
     logged = [entry for entry in history if "clip_fraction" in entry]
-    late = logged[-len(logged) // 4 :]
-    training = {name: statistics.mean(entry[name] for entry in late) for name in TRAINING}
+    training = {name: late_mean([entry[name] for entry in logged]) for name in TRAINING}
     curve = [{label: entry[name] for label, name in CURVE.items()} for entry in logged]
     rows = {name: {label: of.get(key) for label, key in MEASURED.items()} for name, of in measured.items()}
     return {"seed": seed, "seconds": seconds, "ppo, last quarter": training, "curve": curve, "policies": rows}
@@ -94,11 +96,6 @@ def run_baselines(folder: Path, seed: int, sft: Path, reward: Path) -> dict[str,
 def other_policy(evaluation: dict[str, Any]) -> dict[str, Any]:
     """What an evaluation has measured of the other policy."""
     return {key.replace("eval_other_", "eval_"): value for key, value in evaluation.items() if "other_" in key}
-
-
-def spread(values: list[float]) -> str:
-    """Median and range, as they stand in the table."""
-    return f"{statistics.median(values):.2f} ({min(values):.2f} to {max(values):.2f})"
 
 
 def table(runs: list[dict[str, Any]]) -> str:

@@ -34,6 +34,7 @@ import trl
 from datasets import Dataset
 from peft import LoraConfig
 from ppo_vs_trl_1_12_side import word_tokenizer
+from tables import spread
 from transformers import LlamaConfig, LlamaForCausalLM, PrinterCallback
 from transformers.utils.logging import disable_progress_bar
 
@@ -140,19 +141,14 @@ def run(side: str, *, updates: int, learning_rate: float, seed: int) -> dict[str
         }
 
 
-def spread(values: list[float]) -> str:
-    """Median and range, as they stand in the table."""
-    return f"{statistics.median(values):.3f} ({min(values):.3f} to {max(values):.3f})"
-
-
 def table(runs: list[dict[str, Any]]) -> str:
     """One row a side and learning rate."""
     columns = ["side", "learning rate", "seeds", "optimum reached", *(f"quarter {i}" for i in (1, 2, 3, 4))]
     lines = [f"| {' | '.join(columns)} |", "|---" * len(columns) + "|"]
     for side, rate in dict.fromkeys((run["side"], run["learning_rate"]) for run in runs):
         same = [run for run in runs if (run["side"], run["learning_rate"]) == (side, rate)]
-        cells = [spread([run["optimum_reached"] for run in same])]
-        cells += [spread([run["mean_reward_by_quarter"][i] for run in same]) for i in range(4)]
+        cells = [spread([run["optimum_reached"] for run in same], 3)]
+        cells += [spread([run["mean_reward_by_quarter"][i] for run in same], 3) for i in range(4)]
         lines.append(f"| {side} | {rate:g} | {len(same)} | {' | '.join(cells)} |")
     return "\n".join(lines)
 

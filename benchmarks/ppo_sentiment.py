@@ -23,11 +23,13 @@ from typing import Any
 import torch
 from datasets import Dataset
 from peft import LoraConfig
+from tables import spread
 from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig, PrinterCallback
 from vaderSentiment.vaderSentiment import SentimentIntensityAnalyzer
 
 from rlhf_ext import PPOConfig, PPOTrainer
 from rlhf_ext.logps import completion_logps
+from rlhf_ext.output_files import read_jsonl
 
 EVALUATED = 32
 COLUMNS = {"sentiment": "sentiment", "kl": "KL, nats", "perplexity": "perplexity under the base"}
@@ -50,10 +52,8 @@ class Sentiment:
 
 def read_prompts(folder: Path, max_characters: int = 160) -> list[str]:
     """The short prompts of both files, each once, as a question to be continued."""
-    rows = [json.loads(line) for line in (folder / "sft_selfinstruct_seed.jsonl").open(encoding="utf-8")]
-    asked = [row["prompt"] for row in rows]
-    rows = [json.loads(line) for line in (folder / "pref_hh_harmless.jsonl").open(encoding="utf-8")]
-    for row in rows:
+    asked = [row["prompt"] for row in read_jsonl(folder / "sft_selfinstruct_seed.jsonl")]
+    for row in read_jsonl(folder / "pref_hh_harmless.jsonl"):
         prompt = row["prompt"]
         asked.append(prompt if isinstance(prompt, str) else prompt[-1]["content"])
     short = [text.strip() for text in asked if 0 < len(text.strip()) <= max_characters]
@@ -128,11 +128,6 @@ def run(arguments: argparse.Namespace, seed: int) -> dict[str, Any]:
         "seconds": round(seconds),
         "samples": [completion for _, completion in reward.seen[:4]],
     }
-
-
-def spread(values: list[float]) -> str:
-    """Median and range, as they stand in the table."""
-    return f"{statistics.median(values):.2f} ({min(values):.2f} to {max(values):.2f})"
 
 
 def table(runs: list[dict[str, Any]]) -> str:

@@ -13,6 +13,7 @@ from datasets import Dataset, IterableDataset
 from trl import extract_prompt
 
 STREAMED_ROWS_CHECKED = 1000
+NOT_TEXT = ("image", "images", "tools")  # columns that only TRL's trainers read
 CHAT_OPTIONS = ("tools", "chat_template_kwargs")  # columns that concern conversations
 
 

@@ -57,7 +57,7 @@ def register(kind: str, name: str) -> Callable[[Callable[..., Any]], Callable[..
     """Register the decorated function as plugin `name` of `kind`, and return it unchanged.
 
     Args:
-        kind: `"preference_loss"`, `"dpo_loss"`, `"advantage"`, `"reward"` or `"judge"`.
+        kind: One of `KINDS`.
         name: The name users write in a configuration. It may not hold a colon, which marks a reference.
 
     Raises:
@@ -87,7 +87,7 @@ def get_plugin(kind: str, ref: str, kwargs: Mapping[str, Any] | None = None) -> 
     """Return the plugin that `ref` names, with its signature checked.
 
     Args:
-        kind: `"preference_loss"`, `"dpo_loss"`, `"advantage"`, `"reward"` or `"judge"`.
+        kind: One of `KINDS`.
         ref: A registered name, an entry point's name, `"package.module:function"` or `"path/to/file.py:function"`.
         kwargs: Extra keywords it will be called with. They are checked too.
 
@@ -231,7 +231,7 @@ def check_signature(kind: str, ref: str, function: Any, kwargs: Mapping[str, Any
     """Check that `function` can be called as the kind says.
 
     Args:
-        kind: `"preference_loss"`, `"dpo_loss"`, `"advantage"`, `"reward"` or `"judge"`.
+        kind: One of `KINDS`.
         ref: What to call it.
         function: What is to be called.
         kwargs: All further keywords it will be called with; None leaves open which ones that will be.

@@ -7,11 +7,9 @@ from typing import Any
 from datasets import Dataset
 
 from .arguments import DEMO, RecipeArguments
-from .data_checks import DataError, check_text
+from .data_checks import NOT_TEXT, DataError, check_text
 from .data_files import Rows, numbered, read_splits, to_dataset
 from .splits import load_splits, take_split
-
-NOT_TEXT = ("image", "images", "tools")  # columns that a prompt may need, and that only TRL's trainers read
 
 
 def load_prompt_splits(

@@ -11,7 +11,6 @@ from transformers import Trainer
 
 from .arguments import DEMO, RecipeArguments
 from .data_files import is_local
-from .preparation import prepare_for_training
 from .run_report.build import write_report
 from .run_report.curves import plot_panel, with_start
 from .run_report.samples import SampleCallback
@@ -78,7 +77,6 @@ def evaluate_before(trainer: Trainer, *, policy_is_reference: bool = False) -> d
     """
     begin_tracking(trainer)
     metrics = trainer.evaluate()
-    prepare_for_training(trainer)
     if policy_is_reference:
         metrics["eval_rewards/accuracies"] = 0.5
     quality = {

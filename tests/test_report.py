@@ -11,7 +11,6 @@ from rlhf_ext.report import before_and_after, evaluate_before, print_table, save
 def fake_trainer(**metrics):
     return SimpleNamespace(
         args=SimpleNamespace(output_dir="run"),
-        accelerator=SimpleNamespace(num_processes=1),
         callback_handler=SimpleNamespace(callbacks=[]),
         evaluate=lambda: {"eval_loss": 0.69, "eval_runtime": 3.0, "epoch": 0, **metrics},
     )

@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 from trl import extract_prompt
 
 from rlhf_ext.arguments import DEMO
-from rlhf_ext.data_checks import DataError, check_number, check_preference_rows, check_text
+from rlhf_ext.data_checks import NOT_TEXT, DataError, check_number, check_preference_rows, check_text
 from rlhf_ext.data_files import is_local, load_from_hub, number_or_text, read_rows
 
 Text = str | list[dict[str, Any]]  # plain, or messages
@@ -88,7 +88,7 @@ def load_rows(
     """
     rows, source = read_numbered(name, config, split, ("rating", strength_column or "strength"))
     columns = list(dict.fromkeys(column for _, row in rows for column in row))
-    for column in ("image", "images", "tools"):
+    for column in NOT_TEXT:
         if any(row.get(column) for _, row in rows):
             raise DataError(f"it holds {column}.", "Reward models score text here.", source=source, column=column)
     is_pairs = {"chosen", "rejected"} <= {*columns}

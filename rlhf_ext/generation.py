@@ -14,6 +14,7 @@ from torch.nn.utils.rnn import pad_sequence
 from tqdm.auto import tqdm
 from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
+from .context import context_length
 from .formatting import InputError, Place
 
 Prompt = str | list[dict[str, Any]]
@@ -157,18 +158,13 @@ def encode_prompt(tokenizer: PreTrainedTokenizerBase, prompt: Prompt, place: Pla
     return torch.tensor(ids)
 
 
-def context_length(model: PreTrainedModel) -> float:
-    """Return how many tokens the model can read; infinity where it does not say."""
-    return getattr(model.config.get_text_config(), "max_position_embeddings", None) or math.inf
-
-
 def check_room(model: PreTrainedModel, token_ids: Sequence[Tensor], max_new_tokens: int, column: str) -> None:
     """Check that the model can read each text and as many tokens more.
 
     Raises:
         InputError: It cannot; the place is that of the text in `column`.
     """
-    context = context_length(model)
+    context = context_length(model) or math.inf
     for index, ids in enumerate(token_ids):
         if len(ids) + max_new_tokens > context:
             fix = "Shorten it, or lower max_new_tokens." if max_new_tokens > 1 else "Shorten it."

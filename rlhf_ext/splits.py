@@ -3,7 +3,7 @@
 import json
 import random
 from collections import defaultdict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from accelerate import PartialState
@@ -163,6 +163,11 @@ def prompt_keys(dataset: Dataset) -> list[str]:
         prompts = (_before_the_first_answer(messages) for messages in dataset["messages"])
     else:
         prompts = dataset[dataset.column_names[0]]
+    return keys(prompts)
+
+
+def keys(prompts: Iterable[str | list[dict[str, Any]]]) -> list[str]:
+    """Return a string for each prompt, text or messages, the same for the same prompt."""
     return [
         prompt if isinstance(prompt, str) else json.dumps(prompt, sort_keys=True, default=str) for prompt in prompts
     ]

@@ -8,9 +8,10 @@ from peft import LoraConfig, get_peft_model
 from scipy import stats
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from rlhf_ext.context import context_length
 from rlhf_ext.demo.data import prompt_dataset
 from rlhf_ext.formatting import InputError
-from rlhf_ext.generation import Decoding, context_length, generate, generate_tokens
+from rlhf_ext.generation import Decoding, generate, generate_tokens
 
 GREEDY = {"seed": 0, "temperature": 0.0, "max_new_tokens": 12}
 

@@ -5,11 +5,13 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from rlhf_ext.splits import keys
+
 from . import figures, reward
 from .page import Answer, Headline, Sample, Section, Table
 from .report import Report, about_intervals, headline, names, prefixes, show, show_p
 from .reward import Group
-from .rows import Pairs, keys, text_of
+from .rows import Pairs, text_of
 from .statistics import Array, Bootstrap
 
 SAMPLES = 3

@@ -8,13 +8,14 @@ from typing import Any
 import numpy as np
 
 from rlhf_ext.run_report import findings
+from rlhf_ext.splits import keys
 
 from .judges import Ratings
 from .page import Answer, Notice, Sample, Section, Table
 from .policy import distinct_n, mean_where, proportion, refusal_rates, win_rate, word_counts
 from .prompts import EvaluationPrompts
 from .report import Report, about_intervals, headline, names, prefixes, show, show_p
-from .rows import keys, text_of
+from .rows import text_of
 from .statistics import Array, Bootstrap, Estimate
 
 SAMPLES = 3

@@ -7,9 +7,11 @@ from typing import Any
 
 import numpy as np
 
+from rlhf_ext.splits import keys
+
 from . import figures, reward
 from .page import Headline, Notice, Section, Table
-from .rows import RatedAnswers, keys
+from .rows import RatedAnswers
 from .statistics import Array, Bootstrap, Estimate
 
 FEW_PROMPTS = 20

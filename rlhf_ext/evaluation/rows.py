@@ -1,7 +1,6 @@
 """Rows to evaluate on: preference pairs or rated answers, from a local file, the Hub or the embedded demo."""
 
 import difflib
-import json
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
@@ -150,11 +149,6 @@ def inputs(prompts: Sequence[Text], answers: Sequence[Text]) -> list[tuple[str, 
         (prompt, answer) if isinstance(prompt, str) else [*prompt, *answer]
         for prompt, answer in zip(prompts, answers, strict=True)
     ]
-
-
-def keys(prompts: Sequence[Text]) -> list[str]:
-    """Return a hashable value for each prompt, the same for the same prompt."""
-    return [prompt if isinstance(prompt, str) else json.dumps(prompt, sort_keys=True) for prompt in prompts]
 
 
 def text_of(text: Text) -> str:

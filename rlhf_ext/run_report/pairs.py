@@ -13,8 +13,9 @@ from ..evaluation import figures, reward
 from ..evaluation.page import Notice, Section, Table
 from ..evaluation.pair_report import ABOUT_CALIBRATION, ABOUT_LENGTH
 from ..evaluation.report import show
-from ..evaluation.rows import keys, text_of
+from ..evaluation.rows import text_of
 from ..evaluation.statistics import Bootstrap
+from ..splits import keys
 from . import findings
 
 RESAMPLES = 500  # the intervals of a quick look; recipes/evaluate.py draws more

@@ -13,10 +13,11 @@ from datasets import Dataset
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from trl import GRPOTrainer
 
+from ..context import context_length
 from ..demo.gold import GoldScoreCallback
 from ..evaluation.rows import text_of
 from ..formatting import Place
-from ..generation import Decoding, Prompt, context_length, encode_prompt, generate
+from ..generation import Decoding, Prompt, encode_prompt, generate
 from ..output_files import write_jsonl
 
 FILE_NAME = "samples.jsonl"
@@ -151,7 +152,7 @@ def held_out_prompts(dataset: Dataset, trainer: Trainer, count: int, max_new_tok
         prompts = (messages[:-1] for messages in dataset["messages"] if len(messages) > 1)
     else:
         return []
-    room = context_length(trainer.model) - max_new_tokens
+    room = (context_length(trainer.model) or math.inf) - max_new_tokens
     place = Place("prompts")
     return list(islice((p for p in prompts if len(encode_prompt(trainer.processing_class, p, place)) <= room), count))
 

@@ -14,11 +14,11 @@ from rlhf_ext.evaluation.rows import (
     demo_pairs,
     demo_ratings,
     inputs,
-    keys,
     load_rows,
     select,
     text_of,
 )
+from rlhf_ext.splits import keys
 
 PAIR = {"prompt": "Boil an egg?", "chosen": "Use a pot.", "rejected": "No."}
 RATED = {"prompt": "Boil an egg?", "response": "Use a pot.", "rating": 4}

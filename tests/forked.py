@@ -7,6 +7,7 @@ besides, the imports and `accelerate launch`, is tested in `recipes/test_dpo.py`
 import multiprocessing
 import os
 import runpy
+import signal
 import socket
 import sys
 import tempfile
@@ -38,6 +39,7 @@ def _main(script, arguments, environment, folder, cwd):
     from rlhf_ext import pipeline
 
     pipeline.run_recipe = _run_phase
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # which a test run in the background ignores
     os.environ.update(environment)
     for name, descriptor in ((OUTPUT, 1), (ERRORS, 2)):
         os.dup2(os.open(Path(folder, name), os.O_WRONLY | os.O_CREAT | os.O_APPEND), descriptor)

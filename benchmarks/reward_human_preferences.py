@@ -20,7 +20,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from dpo_human_preferences import ALLOCATOR, format_pair, write_formatted
+from dpo_human_preferences import ALLOCATOR, DTYPE_HELP, format_pair, write_formatted
 
 from rlhf_ext import RewardModel
 from rlhf_ext.evaluation.calibration import calibration
@@ -35,7 +35,7 @@ LOSSES = {
     "strength as margin": ["--loss_type", "margin", "--loss_kwargs", '{"margin": 0.0}', "--extra_columns", "margin"],
 }
 LONGEST_PROMPT = 1200  # characters, so that every prompt fits the 512 tokens of MiniLM; longer ones are left out
-ADAPTER = ["--load_in_8bit", "--use_peft", "--lora_target_modules", "all-linear", "--dtype", "bfloat16"]
+ADAPTER = ["--load_in_8bit", "--use_peft", "--lora_target_modules", "all-linear"]
 
 
 def read(path: Path) -> list[dict[str, Any]]:
@@ -81,13 +81,14 @@ def train(arguments: argparse.Namespace, loss: str, seed: int) -> Path:
             "warmup_steps": 0.1,
             "per_device_train_batch_size": 16,
             "per_device_eval_batch_size": 16,
-            "bf16": str(not arguments.adapter).lower(),  # over an 8-bit base weights are bfloat16 already
+            "bf16": str(not arguments.adapter).lower(),  # over an 8-bit base weights are of --dtype already
             "gradient_checkpointing": "false",
             "save_strategy": "no",
             "seed": seed,
             "output_dir": folder,
         }
-        command = [sys.executable, str(RECIPE), *LOSSES[loss], *(ADAPTER if arguments.adapter else [])]
+        adapter = [*ADAPTER, "--dtype", arguments.dtype] if arguments.adapter else []
+        command = [sys.executable, str(RECIPE), *LOSSES[loss], *adapter]
         command += [str(part) for name, value in options.items() for part in (f"--{name}", value)]
         subprocess.run(command, check=True, env={**os.environ, **ALLOCATOR}, stdout=subprocess.DEVNULL)
     return folder
@@ -136,6 +137,7 @@ def main() -> None:
     parser.add_argument("--num_train_epochs", type=float, default=1)
     parser.add_argument("--learning_rate", type=float, default=2e-4)
     parser.add_argument("--max_length", type=int, default=256)
+    parser.add_argument("--dtype", default="bfloat16", help=f"with --adapter: {DTYPE_HELP}")
     parser.add_argument("--output", type=Path, default=Path("runs/reward_human_preferences"))
     arguments = parser.parse_args()
     arguments.output.mkdir(parents=True, exist_ok=True)

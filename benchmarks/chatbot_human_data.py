@@ -1,0 +1,153 @@
+"""The whole pipeline on a real model and human data, judged by a model that had no part in it, as JSON and a table.
+
+    OMP_NUM_THREADS=2 python benchmarks/chatbot_human_data.py --model PATH --judge_model PATH --data FOLDER
+
+`recipes/chatbot_rlhf.py` trains LoRA adapters over one 8-bit base: SFT on `sft_oasst_en100` and
+`sft_selfinstruct_seed`, a reward model on `pref_oasst_en100` and `pref_hh_harmless`, then PPO; `recipes/dpo.py` starts
+from the same SFT model. Both policies answer held-out prompts beside the SFT model, and are compared by the run's own
+reward model and by one of another backbone and seed. Long rows are left out to bound the time. What is finished in the
+output folder is not run again.
+"""
+
+from rlhf_ext.console import quiet_libraries
+
+quiet_libraries()
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any
+
+import yaml
+from chatbot_demo import recipe, results
+
+from rlhf_ext import RewardModel
+from rlhf_ext.evaluation.judges import RewardModelJudge
+from rlhf_ext.evaluation.policy import win_rate
+from rlhf_ext.output_files import read_jsonl, write_jsonl
+
+SHARED = {
+    "max_length": 256,
+    "bf16": False,
+    "gradient_checkpointing": False,
+    "per_device_train_batch_size": 8,
+    "per_device_eval_batch_size": 8,
+    "logging_steps": 5,
+}
+PHASES = {
+    "sft": {**SHARED, "learning_rate": 2e-4, "num_train_epochs": 2},
+    "reward": {**SHARED, "learning_rate": 5e-4, "num_train_epochs": 1, "max_eval_samples": 60},
+    "ppo": {
+        **{name: value for name, value in SHARED.items() if name != "max_length"},
+        "learning_rate": 1e-4,
+        "critic_learning_rate": 1e-3,
+        "init_kl_coef": 0.05,
+        "kl_horizon": 200,
+        "steps_per_generation": 2,
+        "gradient_accumulation_steps": 1,
+        "num_iterations": 2,
+        "max_completion_length": 48,
+        "max_eval_samples": 8,
+    },
+    "dpo": {**SHARED, "learning_rate": 1e-4, "max_eval_samples": 40},
+}
+PROMPTS = 24  # held out, of each of the two kinds
+
+
+def characters(row: dict[str, Any]) -> int:
+    """How long a row is, with the longer of two answers."""
+    answers = [len(row[column]) for column in ("completion", "chosen", "rejected") if column in row]
+    return len(row["prompt"]) + max(answers)
+
+
+def prepare(data: Path, folder: Path) -> dict[str, Path]:
+    """Write the files of the run, with rows of a bounded length; return them by name."""
+    folder.mkdir(parents=True, exist_ok=True)
+    read = {path.stem: list(read_jsonl(path)) for path in data.glob("*.jsonl")}
+    named = ("sft_oasst_en100", "sft_selfinstruct_seed")
+    demonstrations = [row for name in named for row in read[name] if characters(row) <= 600]
+    preferences = [row for row in read["pref_oasst_en100"] if characters(row) <= 600]
+    preferences += [row for row in read["pref_hh_harmless"] if characters(row) <= 300]
+    asked = dict.fromkeys(row["prompt"] for row in (*preferences, *demonstrations) if len(row["prompt"]) <= 300)
+    held_out = []
+    for name in ("eval_hh_harmless", "eval_truthfulqa"):
+        prompts = dict.fromkeys(row["prompt"] for row in read[name] if len(row["prompt"]) <= 250)
+        held_out += list(prompts)[:PROMPTS]
+    rows = {
+        "demonstrations": [{key: row[key] for key in ("prompt", "completion")} for row in demonstrations],
+        "preferences": [{key: row[key] for key in ("prompt", "chosen", "rejected")} for row in preferences],
+        "prompts": [{"prompt": prompt} for prompt in asked],
+        "held_out": [{"prompt": prompt} for prompt in held_out],
+    }
+    for name, found in rows.items():
+        write_jsonl(folder / f"{name}.jsonl", found)
+    return {name: folder / f"{name}.jsonl" for name in rows}
+
+
+def write_configs(folder: Path, steps: dict[str, int]) -> dict[str, Path]:
+    """Write the YAML file of each phase; return them by name."""
+    paths = {phase: folder / f"{phase}.yaml" for phase in PHASES}
+    for phase, options in PHASES.items():
+        paths[phase].write_text(yaml.safe_dump(options | ({"max_steps": steps[phase]} if phase in steps else {})))
+    return paths
+
+
+def train(arguments: argparse.Namespace, files: dict[str, Path], configs: dict[str, Path]) -> dict[str, Path]:
+    """Run the pipeline with PPO, DPO from its SFT model, and the judge; return the folders."""
+    run, dpo, judge = (arguments.output / name for name in ("chatbot", "dpo", "judge"))
+    adapters = ["--use_peft", "--load_in_8bit"]
+    data = ["--sft_dataset", files["demonstrations"], "--preference_dataset", files["preferences"]]
+    data += ["--prompt_dataset", files["prompts"], "--eval_prompt_dataset", files["held_out"]]
+    yamls = ["--sft_config", configs["sft"], "--reward_config", configs["reward"], "--policy_config", configs["ppo"]]
+    options = ["--model_name", arguments.model, *adapters, *data, *yamls, "--output_dir", run]
+    recipe("chatbot_rlhf.py", *options, "--seed", arguments.seed, "--max_eval_samples", 2 * PROMPTS)
+    pairs = ["--dataset_name", run / "data/reward-train.jsonl", "--eval_dataset_name", run / "data/reward-eval.jsonl"]
+    options = ["--config", configs["dpo"], "--model_name_or_path", run / "sft", *pairs, *adapters]
+    options += ["--lora_target_modules", "all-linear", "--seed", arguments.seed, "--save_strategy", "no"]
+    recipe("dpo.py", *options, "--output_dir", dpo)
+    options = ["--model_name_or_path", arguments.judge_model, "--dataset_name", files["preferences"]]
+    options += ["--max_length", 256, "--bf16", "false", "--gradient_checkpointing", "false", "--learning_rate", 2e-4]
+    options += ["--per_device_train_batch_size", 16, "--num_train_epochs", 2, "--seed", arguments.seed + 1]
+    recipe("reward.py", *options, "--save_strategy", "no", "--output_dir", judge)
+    return {"sft": run / "sft", "reward": run / "reward", "ppo": run / "ppo", "dpo": dpo, "judge": judge}
+
+
+def compare(arguments: argparse.Namespace, files: dict[str, Path], folders: dict[str, Path]) -> dict[str, Any]:
+    """Let each policy and the SFT model answer the held-out prompts; return the results by policy and judge."""
+    other = RewardModelJudge(RewardModel.from_pretrained(folders["judge"], show_progress=False), "judge")
+    found = {}
+    for name in ("dpo", "ppo"):
+        place = arguments.output / f"evaluate-{name}"
+        options = ["--policy", folders[name], "--other_policy", folders["sft"], "--reference", folders["sft"]]
+        options += ["--judge", folders["reward"], "--dataset_name", files["held_out"], "--load_in_8bit"]
+        recipe("evaluate.py", *options, "--max_new_tokens", 48, "--seed", arguments.seed, "--output_dir", place)
+        rows = list(read_jsonl(place / "completions.jsonl"))
+        columns = [[row[column] for row in rows] for column in ("prompt", "completion", "other_completion")]
+        independent = win_rate(other.prefer(*columns))
+        found[name] = results(place) | {
+            "independent_win_rate": [independent.rate.value, independent.rate.low, independent.rate.high],
+            "independent_sign_test_p": independent.sign_test_p,
+        }
+    return found
+
+
+def main() -> None:
+    """Run everything and print what came of it."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", required=True, help="folder of a causal language model")
+    parser.add_argument("--judge_model", required=True, help="folder of the independent judge's backbone")
+    parser.add_argument("--data", type=Path, required=True, help="folder with the data")
+    parser.add_argument("--ppo_steps", type=int, default=60, help="optimizer steps; four to an update")
+    parser.add_argument("--dpo_steps", type=int, default=25)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--output", type=Path, default=Path("runs/chatbot_human_data"))
+    arguments = parser.parse_args()
+    files = prepare(arguments.data, arguments.output / "data")
+    configs = write_configs(arguments.output, {"ppo": arguments.ppo_steps, "dpo": arguments.dpo_steps})
+    folders = train(arguments, files, configs)
+    trained = {name: results(folders[name]) for name in ("sft", "reward", "dpo", "ppo", "judge")}
+    print(json.dumps({"training": trained, "evaluation": compare(arguments, files, folders)}, indent=2, default=str))
+
+
+if __name__ == "__main__":
+    main()

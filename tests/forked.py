@@ -1,7 +1,7 @@
 """Programs in processes of their own, which can be killed and leave nothing behind, without the seconds of imports.
 
 They are forked from a process that has imported everything and done nothing else. What a user's first command meets
-besides, the imports and `accelerate launch`, is tested in `recipes/test_dpo.py` and `recipes/test_ppo.py`.
+besides, the imports and `accelerate launch`, is tested in `recipes/test_dpo.py`.
 """
 
 import multiprocessing
@@ -91,20 +91,30 @@ def run(script, *arguments, environment=None, cwd=None, timeout=250):
         return _result(process, folder, [script, *arguments], time.monotonic() + timeout)
 
 
-def run_together(processes, script, *arguments, timeout=250):
+def launched_environment(config, *options):
+    """What `accelerate launch` with one of our configurations tells the processes that it starts."""
+    from accelerate.commands.launch import _validate_launch_command, launch_command_parser
+    from accelerate.utils.launch import prepare_multi_gpu_env
+
+    command = ["--config_file", str(ROOT / "accelerate_configs" / config), *options, "script.py"]
+    launched = prepare_multi_gpu_env(_validate_launch_command(launch_command_parser().parse_args(command))[0])
+    return {name: value for name, value in launched.items() if os.environ.get(name) != value}
+
+
+def run_together(processes, script, *arguments, environment=None, timeout=250):
     """Run a program in several processes that find each other, as a launcher would start them."""
     with socket.socket() as probe:
         probe.bind(("localhost", 0))
         port = str(probe.getsockname()[1])
     meeting = {"WORLD_SIZE": str(processes), "MASTER_ADDR": "localhost", "MASTER_PORT": port}
-    meeting |= {"ACCELERATE_USE_CPU": "true", "LOCAL_WORLD_SIZE": str(processes)}
+    meeting |= {"ACCELERATE_USE_CPU": "true", "LOCAL_WORLD_SIZE": str(processes)} | (environment or {})
     with tempfile.TemporaryDirectory() as folder:
         folders = [Path(folder, str(rank)) for rank in range(processes)]
         started = []
         for rank, own in enumerate(folders):
             own.mkdir()
-            environment = meeting | {"RANK": str(rank), "LOCAL_RANK": str(rank)}
-            started.append(start(script, *arguments, environment=environment, folder=own))
+            place = {"RANK": str(rank), "LOCAL_RANK": str(rank)}
+            started.append(start(script, *arguments, environment=meeting | place, folder=own))
         deadline = time.monotonic() + timeout
         results = [_result(p, own, script, deadline) for p, own in zip(started, folders, strict=True)]
     for result in results:

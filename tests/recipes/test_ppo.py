@@ -1,10 +1,7 @@
 """`recipes/ppo.py` as users start it: the embedded default, one backbone, a kill at any moment."""
 
 import json
-import os
 import random
-import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -120,15 +117,11 @@ def test_run_killed_at_any_moment_goes_on_bit_for_bit(tuning, tmp_path, rewards)
 
 
 def test_two_processes_of_the_configuration_for_several_gpus(tmp_path, rewards):
-    """`accelerate launch` with that file, on the CPU; the metrics are those of the global batch."""
-    accelerate = str(Path(sys.executable).with_name("accelerate"))
-    config = ["--config_file", str(ROOT / "accelerate_configs/multi_gpu.yaml"), "--main_process_port", "0"]
+    """On the CPU; the metrics are those of the global batch."""
+    environment = forked.launched_environment("multi_gpu.yaml") | {"CUDA_VISIBLE_DEVICES": ""}
     options = ["--per_device_train_batch_size", "2", "--reward_model", rewards / "full", "--output_dir", tmp_path]
     options += ["--max_steps", "2", "--missing_eos_penalty", "1", "--save_strategy", "steps", "--save_steps", "2"]
-    command = [accelerate, "launch", "--quiet", *config, str(SCRIPT), *SHORT, *map(str, options)]
-    environment = {**os.environ, "CUDA_VISIBLE_DEVICES": ""}
-    done = subprocess.run(command, capture_output=True, text=True, timeout=280, env=environment)
-    assert done.returncode == 0, done.stderr[-3000:]
+    forked.run_together(2, SCRIPT, *SHORT, *options, environment=environment, timeout=280)
     assert {path.name for path in (tmp_path / "checkpoint-2").glob("rng*")} == {"rng_state_0.pth", "rng_state_1.pth"}
     first, second = json.loads((tmp_path / "trainer_state.json").read_text())["log_history"][:2]
     assert first["ratio"] == 1.0 != second["ratio"]

@@ -32,6 +32,8 @@ LOSSES = {
 }
 EVAL_BATCH = 8
 DTYPE_HELP = "of what is not quantized; a CPU without bfloat16 instructions is some thirty times as fast in float32"
+# TRL trains the adapters of a quantized base in bfloat16 whatever --dtype says.
+TARGETS_HELP = "layers with adapters; on such a CPU adapters of all of them take longer than the model"
 RECIPE = Path(__file__).parents[1] / "recipes" / "dpo.py"
 # glibc returns every large block to the system and gets it back page by page; with a vocabulary of 262,144 tokens that
 # took two thirds of a step. These settings keep the blocks.
@@ -79,7 +81,6 @@ def run(arguments: argparse.Namespace, loss: str, seed: int) -> dict:
             "eval_dataset_name": files["eval"],
             "max_steps": arguments.max_steps,
             "max_length": arguments.max_length,
-            "lora_target_modules": "all-linear",
             "learning_rate": 2e-4,
             "per_device_train_batch_size": 8,
             "per_device_eval_batch_size": EVAL_BATCH,
@@ -94,6 +95,7 @@ def run(arguments: argparse.Namespace, loss: str, seed: int) -> dict:
         }
         command = [sys.executable, str(RECIPE), "--load_in_8bit", "--use_peft", *LOSSES[loss]]
         command += [str(part) for name, value in options.items() for part in (f"--{name}", value)]
+        command += ["--lora_r", str(arguments.lora_r), "--lora_target_modules", *arguments.lora_target_modules]
         subprocess.run(command, check=True, env={**os.environ, **ALLOCATOR})
     return json.loads((folder / "all_results.json").read_text())
 
@@ -125,6 +127,8 @@ def main() -> None:
     parser.add_argument("--max_characters", type=float, default=math.inf, help="of prompt and completion together")
     parser.add_argument("--max_eval_samples", type=int, default=300)
     parser.add_argument("--dtype", default="bfloat16", help=DTYPE_HELP)
+    parser.add_argument("--lora_r", type=int, default=16)
+    parser.add_argument("--lora_target_modules", nargs="+", default=["all-linear"], help=TARGETS_HELP)
     parser.add_argument("--output", type=Path, default=Path("runs/dpo_human_preferences"))
     arguments = parser.parse_args()
     arguments.output.mkdir(parents=True, exist_ok=True)

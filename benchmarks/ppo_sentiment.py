@@ -102,7 +102,8 @@ def run(arguments: argparse.Namespace, seed: int) -> dict[str, Any]:
         save_strategy="no",
         disable_tqdm=True,
     )
-    adapter = LoraConfig(r=16, lora_alpha=32, target_modules="all-linear", task_type="CAUSAL_LM")
+    targets = arguments.lora_target_modules
+    adapter = LoraConfig(r=arguments.lora_r, lora_alpha=32, target_modules=targets, task_type="CAUSAL_LM")
     trainer = PPOTrainer(arguments.model, reward, args, train, held_out, tokenizer, peft_config=adapter)
     trainer.remove_callback(PrinterCallback)
     base = AutoModelForCausalLM.from_pretrained(arguments.model, dtype=torch.float32).eval()
@@ -149,6 +150,8 @@ def main() -> None:
     parser.add_argument("--learning_rate", type=float, default=2e-4)
     parser.add_argument("--max_completion_length", type=int, default=24)
     parser.add_argument("--dtype", default="float32", help="of what is not quantized")
+    parser.add_argument("--lora_r", type=int, default=16)
+    parser.add_argument("--lora_target_modules", nargs="+", help="layers with adapters; default: PEFT's for the model")
     parser.add_argument("--output", type=Path, default=Path("runs/ppo_sentiment"))
     arguments = parser.parse_args()
     runs = []

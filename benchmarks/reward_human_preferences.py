@@ -20,7 +20,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from dpo_human_preferences import ALLOCATOR, DTYPE_HELP, format_pair, write_formatted
+from dpo_human_preferences import ALLOCATOR, DTYPE_HELP, TARGETS_HELP, format_pair, write_formatted
 
 from rlhf_ext import RewardModel
 from rlhf_ext.evaluation.calibration import calibration
@@ -35,7 +35,6 @@ LOSSES = {
     "strength as margin": ["--loss_type", "margin", "--loss_kwargs", '{"margin": 0.0}', "--extra_columns", "margin"],
 }
 LONGEST_PROMPT = 1200  # characters, so that every prompt fits the 512 tokens of MiniLM; longer ones are left out
-ADAPTER = ["--load_in_8bit", "--use_peft", "--lora_target_modules", "all-linear"]
 
 
 def read(path: Path) -> list[dict[str, Any]]:
@@ -87,8 +86,10 @@ def train(arguments: argparse.Namespace, loss: str, seed: int) -> Path:
             "seed": seed,
             "output_dir": folder,
         }
-        adapter = [*ADAPTER, "--dtype", arguments.dtype] if arguments.adapter else []
-        command = [sys.executable, str(RECIPE), *LOSSES[loss], *adapter]
+        command = [sys.executable, str(RECIPE), *LOSSES[loss]]
+        if arguments.adapter:
+            command += ["--load_in_8bit", "--use_peft", "--dtype", arguments.dtype]
+            command += ["--lora_r", str(arguments.lora_r), "--lora_target_modules", *arguments.lora_target_modules]
         command += [str(part) for name, value in options.items() for part in (f"--{name}", value)]
         subprocess.run(command, check=True, env={**os.environ, **ALLOCATOR}, stdout=subprocess.DEVNULL)
     return folder
@@ -138,6 +139,8 @@ def main() -> None:
     parser.add_argument("--learning_rate", type=float, default=2e-4)
     parser.add_argument("--max_length", type=int, default=256)
     parser.add_argument("--dtype", default="bfloat16", help=f"with --adapter: {DTYPE_HELP}")
+    parser.add_argument("--lora_r", type=int, default=16)
+    parser.add_argument("--lora_target_modules", nargs="+", default=["all-linear"], help=TARGETS_HELP)
     parser.add_argument("--output", type=Path, default=Path("runs/reward_human_preferences"))
     arguments = parser.parse_args()
     arguments.output.mkdir(parents=True, exist_ok=True)

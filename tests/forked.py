@@ -84,6 +84,18 @@ def start(script, *arguments, environment=None, folder=None, cwd=None):
     return process
 
 
+def kill_after(path, script, *arguments, delay=0.0, timeout=200):
+    """Start a program and kill it, with the signal that it cannot catch, some seconds after it has written a file."""
+    process = start(script, *arguments)
+    deadline = time.monotonic() + timeout
+    while not Path(path).is_file():
+        assert process.is_alive() and time.monotonic() < deadline
+        time.sleep(0.005)
+    time.sleep(delay)
+    process.kill()
+    process.join()
+
+
 def run(script, *arguments, environment=None, cwd=None, timeout=250):
     """Do what `subprocess.run` does with captured output."""
     with tempfile.TemporaryDirectory() as folder:

@@ -1,7 +1,6 @@
 """`recipes/chatbot_rlhf.py` as users start it, with short phases; killed once, then talked to."""
 
 import json
-import time
 
 import forked
 import pytest
@@ -48,14 +47,7 @@ def run(*command):
 
 def test_killed_in_the_policy_phase_it_goes_on_and_can_be_talked_to(configs, tmp_path, capsys):
     folder = tmp_path / "run"
-    process = forked.start(SCRIPT, *configs, "--output_dir", folder)
-    deadline = time.monotonic() + 200
-    while not (folder / "ppo/checkpoint-2/trainer_state.json").is_file():
-        assert process.is_alive() and time.monotonic() < deadline
-        time.sleep(0.02)
-    process.kill()
-    process.join()
-
+    forked.kill_after(folder / "ppo/checkpoint-2/trainer_state.json", SCRIPT, *configs, "--output_dir", folder)
     done = run(SCRIPT, *configs, "--output_dir", folder)
     for line in ("Phase 1 of 5, sft: finished before.", "Phase 3 of 5, ppo: accelerate launch recipes/ppo.py"):
         assert line in done.stdout

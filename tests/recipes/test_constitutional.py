@@ -3,7 +3,6 @@
 import importlib.util
 import json
 import sys
-import time
 from pathlib import Path
 
 import forked
@@ -78,13 +77,7 @@ def test_killed_run_ends_with_the_same_files(tmp_path, start, model_name):
     """SIGKILL after the first chunk; started again it ends as if nothing had happened."""
     whole, killed = (untrained_critic(tmp_path / name, model_name) for name in ("whole", "killed"))
     options = [*SHORT, "--max_new_tokens", "40", "--seed", "3"]
-    process = forked.start(SCRIPT, *options, "--output_dir", killed)
-    deadline = time.monotonic() + 100
-    while not (killed / "transcripts.jsonl").is_file():
-        assert process.is_alive() and time.monotonic() < deadline
-        time.sleep(0.005)
-    process.kill()
-    process.join()
+    forked.kill_after(killed / "transcripts.jsonl", SCRIPT, *options, "--output_dir", killed)
     assert not (killed / "sft.jsonl").exists()
     with open(killed / "transcripts.jsonl", "ab") as file:  # and as if killed while writing, too
         file.write(b'{"prompt": [{"role"')

@@ -1,10 +1,9 @@
 """`recipes/dpo.py` as users start it: through `accelerate launch`, in one process and in two."""
 
-import hashlib
 import json
+import random
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import forked
@@ -37,6 +36,11 @@ def assert_quiet(done):
 
 def history(folder):
     return json.loads((folder / "trainer_state.json").read_text())["log_history"]
+
+
+def contents(folder):
+    """The bytes of its files by name."""
+    return {path.name: path.read_bytes() for path in folder.iterdir() if path.is_file()}
 
 
 def write_pairs(path, count=40):
@@ -142,27 +146,21 @@ def test_bad_input_is_one_line_before_the_model_loads(options, expected, tmp_pat
     assert "Traceback" not in done.stderr
 
 
-def test_killed_run_keeps_its_checkpoints_and_continues(tmp_path):
+def test_killed_run_keeps_its_checkpoints_and_ends_as_if_nothing_had_happened(tmp_path):
     """Killed at any moment, perhaps while saving: what was complete stays as it was, and the run goes on from there."""
-    folder = tmp_path / "run"
-    options = ["--save_strategy", "steps", "--save_steps", "1", "--output_dir", folder, *SHORT, "--max_steps", "6"]
-    process = forked.start(SCRIPT, *options)
-    deadline = time.monotonic() + 120
-    while not (folder / "checkpoint-2" / "trainer_state.json").is_file():
-        assert process.is_alive() and time.monotonic() < deadline
-        time.sleep(0.02)
-    process.kill()
-    process.join()
+    folder, whole = tmp_path / "run", tmp_path / "whole"
+    options = [*SHORT, "--max_steps", "6", "--save_strategy", "steps", "--save_steps", "1", "--output_dir"]
+    assert forked.run(SCRIPT, *options, whole).returncode == 0
+    saved, delay = folder / "checkpoint-2/trainer_state.json", random.uniform(0, 0.3)
+    forked.kill_after(saved, SCRIPT, *options, folder, delay=delay)
     assert not (folder / "all_results.json").exists()
-
-    def digest(checkpoint):
-        files = sorted(path for path in (folder / checkpoint).iterdir() if path.is_file())
-        return hashlib.sha256(b"".join(path.read_bytes() for path in files)).hexdigest()
-
-    before = digest("checkpoint-1")
-    refused = forked.run(SCRIPT, *options)
+    before = contents(folder / "checkpoint-1")
+    refused = forked.run(SCRIPT, *options, folder)
     assert refused.returncode == 1 and "holds another run (checkpoint-1)" in refused.stderr
-    assert forked.run(SCRIPT, *options, "--resume_from_checkpoint", "true").returncode == 0
-    assert digest("checkpoint-1") == before
+    assert forked.run(SCRIPT, *options, folder, "--resume_from_checkpoint", "true").returncode == 0
+    assert contents(folder / "checkpoint-1") == before
     assert json.loads((folder / "all_results.json").read_text())["eval_rewards/accuracies_before"] == 0.5
     assert [entry["step"] for entry in history(folder) if "loss" in entry] == [1, 2, 3, 4, 5, 6]
+    resumed, uninterrupted = (contents(path / "checkpoint-6") for path in (folder, whole))
+    for file in ("model.safetensors", "optimizer.pt", "rng_state.pth"):
+        assert resumed[file] == uninterrupted[file], file

@@ -2,7 +2,6 @@
 
 import json
 import random
-import time
 from pathlib import Path
 
 import forked
@@ -97,14 +96,8 @@ def test_run_killed_at_any_moment_goes_on_bit_for_bit(tuning, tmp_path, rewards)
     else:
         files += ["model.safetensors"]
     run(*options, "--output_dir", tmp_path / "whole")
-    process = forked.start(SCRIPT, *SHORT, *options, "--output_dir", tmp_path / "killed")
-    deadline = time.monotonic() + 200
-    while not (tmp_path / "killed/checkpoint-2/trainer_state.json").is_file():
-        assert process.is_alive() and time.monotonic() < deadline
-        time.sleep(0.02)
-    time.sleep(random.uniform(0, 0.6))
-    process.kill()
-    process.join()
+    saved, delay = tmp_path / "killed/checkpoint-2/trainer_state.json", random.uniform(0, 0.6)
+    forked.kill_after(saved, SCRIPT, *SHORT, *options, "--output_dir", tmp_path / "killed", delay=delay)
     assert not (tmp_path / "killed/all_results.json").exists()
     run(*options, "--output_dir", tmp_path / "killed", "--resume_from_checkpoint", "true")
     for file in files:

@@ -1,6 +1,7 @@
 """`recipes/reward.py` in one process and in two."""
 
 import json
+import random
 
 import forked
 import pytest
@@ -81,3 +82,18 @@ def test_bad_input_is_one_line_before_the_model_loads(options, expected, tmp_pat
     assert done.returncode == 1
     assert done.stderr.strip().splitlines()[-1].startswith(expected.format(data=data))
     assert "Traceback" not in done.stderr and "Loading weights" not in done.stderr
+
+
+def test_killed_run_ends_as_if_nothing_had_happened(tmp_path):
+    """SIGKILL at a random moment, an adapter with its head; the scores' offset and temperature are the same, too."""
+    options = ["--max_train_samples", "64", "--max_eval_samples", "16", "--max_steps", "6"]
+    options += ["--use_peft", "--lora_r", "4"]
+    options += ["--lora_target_modules", "all-linear", "--save_strategy", "steps", "--save_steps", "1", "--output_dir"]
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    assert forked.run(SCRIPT, *options, whole).returncode == 0
+    saved, delay = killed / "checkpoint-2/trainer_state.json", random.uniform(0, 0.3)
+    forked.kill_after(saved, SCRIPT, *options, killed, delay=delay)
+    assert not (killed / "all_results.json").exists()
+    assert forked.run(SCRIPT, *options, killed, "--resume_from_checkpoint", "true").returncode == 0
+    for file in ("adapter_model.safetensors", "reward_model.json", "checkpoint-6/optimizer.pt"):
+        assert (killed / file).read_bytes() == (whole / file).read_bytes(), file

@@ -27,7 +27,9 @@ class EvaluationOptions:
     dataset_split: str | None = field(
         default=None, metadata={"help": "Split of a dataset on the Hub. Default: 'test', or the only one."}
     )
-    max_samples: int | None = field(default=None, metadata={"help": "Evaluate on this many rows at most."})
+    max_samples: int | None = field(
+        default=None, metadata={"help": "Evaluate on this many rows at most; of the embedded demo on this many."}
+    )
     batch_size: int | None = field(
         default=None, metadata={"help": "Texts scored or written at once. Default: what fits the job."}
     )
@@ -35,6 +37,11 @@ class EvaluationOptions:
         default=0, metadata={"help": "For the rows that max_samples draws, for sampling and for the bootstrap."}
     )
     output_dir: str = field(default=OUTPUT_DIR, metadata={"help": "Where results, figures and page go."})
+
+    def __post_init__(self) -> None:
+        """Refuse to evaluate on nothing."""
+        if self.max_samples is not None and self.max_samples < 1:
+            raise ArgumentError(f"--max_samples {self.max_samples} must be at least 1. Drop it to use all rows.")
 
 
 @dataclass

@@ -31,11 +31,14 @@ class EvaluationPrompts:
 
 
 def demo_prompts(max_samples: int | None = None) -> EvaluationPrompts:
-    """Return held-out prompts of the embedded demo, others than those that recipes show during training."""
+    """Return held-out prompts of the embedded demo, others than those that recipes show during training.
+
+    There are 200, or as many as are asked for.
+    """
     from rlhf_ext.demo.data import prompt_dataset
     from rlhf_ext.demo.judge import is_unsafe
 
-    prompts = prompt_dataset("test", seed=1, size=min(max_samples or DEMO_PROMPTS, DEMO_PROMPTS))["prompt"][:]
+    prompts = prompt_dataset("test", seed=1, size=max_samples or DEMO_PROMPTS)["prompt"][:]
     unsafe = [is_unsafe(prompt[-1]["content"]) for prompt in prompts]
     return EvaluationPrompts(DEMO, list(range(1, len(prompts) + 1)), prompts, unsafe)
 
@@ -58,8 +61,6 @@ def load_evaluation_prompts(
     rows, source = read_numbered(name, config, split, ("unsafe",))
     check_prompt_rows(rows, source=source)
     unsafe = _unsafe(rows, source)
-    if max_samples is not None and max_samples < 1:
-        raise DataError("--max_samples must be at least 1.", "Drop it to use all rows.", source=source)
     kept = list(range(len(rows)))
     if max_samples is not None and max_samples < len(rows):
         kept = sorted(random.Random(seed).sample(kept, max_samples))

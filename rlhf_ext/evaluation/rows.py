@@ -97,8 +97,6 @@ def load_rows(
         response_column = _check_rated_rows(rows, columns, source)
     else:
         raise DataError(f"it has the columns {', '.join(columns) or '(none)'}.", EXPECTED, source=source)
-    if max_samples is not None and max_samples < 1:
-        raise DataError("--max_samples must be at least 1.", "Drop it to use all rows.", source=source)
     if max_samples is not None and max_samples < len(rows):
         rows = [rows[i] for i in sorted(random.Random(seed).sample(range(len(rows)), max_samples))]
     if is_pairs:
@@ -116,14 +114,14 @@ def load_rows(
 
 
 def demo_pairs(max_samples: int | None = None) -> Pairs:
-    """Return 1,000 test pairs of the embedded demo, without label noise: accuracy then measures the model alone.
+    """Return test pairs of the embedded demo, without label noise: accuracy then measures the model alone.
 
-    They are others than those that recipes/reward.py evaluates on, and fits offset and temperature to.
+    There are 1,000, or as many as are asked for. They are others than those that recipes/reward.py evaluates on, and
+    fits offset and temperature to.
     """
     from rlhf_ext.demo.data import preference_dataset
 
-    size = min(max_samples or DEMO_PAIRS, DEMO_PAIRS)
-    columns = preference_dataset("test", seed=1, size=size, noise=False).to_dict()
+    columns = preference_dataset("test", seed=1, size=max_samples or DEMO_PAIRS, noise=False).to_dict()
     numbers = list(range(1, len(columns["prompt"]) + 1))
     return Pairs(DEMO, numbers, columns["prompt"], columns["chosen"], columns["rejected"], columns["strength"])
 

@@ -124,10 +124,11 @@ def test_hub_dataset_and_its_splits(monkeypatch):
 
 
 def test_demo_pairs_are_rated_by_the_gold_judge():
-    pairs = demo_pairs()
+    assert len(demo_pairs().prompts) == 1000
+    pairs = demo_pairs(1200)
     rated = demo_ratings(pairs)
     count = len(pairs.prompts)
-    assert len(rated.ratings) == 2 * count == 2000
+    assert len(rated.ratings) == 2 * count == 2400
     assert all(a > b for a, b in zip(rated.ratings[:count], rated.ratings[count:], strict=True))
 
 
@@ -155,7 +156,6 @@ def test_demo_pairs_are_rated_by_the_gold_judge():
         ([RATED], {"subset_column": "s"}, ": --subset_column has no effect on rated rows."),
         ([PAIR], {"split": "test"}, ": --dataset_split has no effect on a local file."),
         ([PAIR], {"config": "en"}, ": --dataset_config has no effect on a local file."),
-        ([PAIR], {"max_samples": 0}, ": --max_samples must be at least 1."),
         ([PAIR | {"tools": [{"name": "f"}]}], {}, ", column 'tools': it holds tools."),
     ],
 )

@@ -283,6 +283,7 @@ def test_real_reward_model(command_line, tmp_path, model_name, tokenizer, undraw
     [
         (["--model", "{model}"], "error: {model} is a language model (LlamaForCausalLM), not a reward model."),
         (["--max_samples", "many"], "error: argument --max_samples/--max-samples: invalid int value: 'many'"),
+        (["--max_samples", "0"], "error: --max_samples 0 must be at least 1. Drop it to use all rows."),
         (["--dataset_name", "missing.jsonl"], "error: missing.jsonl: there is no such file."),
     ],
 )

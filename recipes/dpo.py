@@ -4,7 +4,7 @@ With no arguments it aligns the embedded demo model on the embedded demo prefere
 
     accelerate launch recipes/dpo.py
 
-A 7B model on one 24 GB GPU, your own data and your own loss:
+A 7B model, meant for one 24 GB GPU, your own data and your own loss:
 
     accelerate launch recipes/dpo.py \
         --config recipes/configs/dpo_7b_lora_8bit.yaml \

@@ -5,7 +5,7 @@ offline, on any machine:
 
     accelerate launch recipes/ppo.py
 
-A 7B model on one 24 GB GPU: policy, reference, critic and reward model as adapters of one 8-bit base.
+A 7B model, meant for one 24 GB GPU: policy, reference, critic and reward model as adapters of one 8-bit base.
 
     accelerate launch recipes/ppo.py \
         --config recipes/configs/ppo_7b_lora_8bit.yaml \

@@ -4,7 +4,7 @@ With no arguments it trains the embedded demo model on the embedded demo prefere
 
     accelerate launch recipes/reward.py
 
-A 7B model on one 24 GB GPU, your own data, and a column that says how much better the chosen text is:
+A 7B model, meant for one 24 GB GPU, your own data, and a column that says how much better the chosen text is:
 
     accelerate launch recipes/reward.py \
         --config recipes/configs/reward_7b_lora_8bit.yaml \

@@ -4,7 +4,7 @@ With no arguments it trains the embedded demo model on the embedded demonstratio
 
     accelerate launch recipes/sft.py
 
-A 7B model on one 24 GB GPU, your own data:
+A 7B model, meant for one 24 GB GPU, your own data:
 
     accelerate launch recipes/sft.py \
         --config recipes/configs/sft_7b_lora_8bit.yaml --dataset_name demonstrations.jsonl

@@ -18,6 +18,8 @@ from . import demo
 from .plugins import PluginError
 
 DEMO = "the embedded demo"
+# Defaults of the demo that data of one's own must not be subject to.
+ABOUT_AMOUNT = {"max_train_samples", "max_eval_samples", "max_steps", "save_strategy"}
 
 
 class ArgumentError(ValueError):
@@ -83,8 +85,8 @@ def parse_arguments(
 
     Args:
         dataclass_types: As for `TrlParser`: `RecipeArguments`, the trainer's configuration, `ModelConfig`.
-        demo_defaults: Defaults that fit the embedded model on the embedded data; they hold only where neither another
-            model nor other data are named. The model is the embedded one wherever none is named.
+        demo_defaults: Defaults that fit the embedded model, which is the one that is trained where none is named. Where
+            data are named, those about the amount of training do not hold.
         output_dir: Where the recipe writes by default.
         args: The command line; `sys.argv[1:]` by default.
 
@@ -100,12 +102,14 @@ def parse_arguments(
     parsed, given = _parse(dataclass_types, defaults, args)
     script_args, model_args = _find(RecipeArguments, parsed), _find(ModelConfig, parsed)
     if model_args.model_name_or_path is None:
-        if script_args.dataset_name is None:
-            parsed, given = _parse(dataclass_types, defaults | dict(demo_defaults), args)
-            script_args, model_args = _find(RecipeArguments, parsed), _find(ModelConfig, parsed)
-        else:
-            data = script_args.dataset_name
-            PartialState().print(f"No --model_name_or_path: the tiny model of {DEMO} is trained on {data}.")
+        fitting = dict(demo_defaults)
+        if (data := script_args.dataset_name) is not None:
+            fitting = {name: value for name, value in fitting.items() if name not in ABOUT_AMOUNT}
+            PartialState().print(
+                f"No --model_name_or_path: the tiny model of {DEMO} is trained on {data}, with defaults that fit it."
+            )
+        parsed, given = _parse(dataclass_types, defaults | fitting, args)
+        script_args, model_args = _find(RecipeArguments, parsed), _find(ModelConfig, parsed)
         model_args.model_name_or_path = demo.model_path()
     model_args.options_given = given
     if script_args.ignore_bias_buffers:

@@ -13,7 +13,7 @@ from rlhf_ext.demo import model_path
 from rlhf_ext.plugins import PluginError
 
 ROOT = Path(__file__).parents[1]
-DEMO_DEFAULTS = {"learning_rate": 0.5}
+DEMO_DEFAULTS = {"learning_rate": 0.5, "max_train_samples": 7}
 
 
 def parse(*args, config=DPOConfig):
@@ -28,8 +28,8 @@ def write_config(tmp_path, text):
 
 
 def test_defaults_of_the_demo_hold_only_for_the_demo(tmp_path, capsys):
-    _, training, model = parse()
-    assert (training.learning_rate, model.model_name_or_path) == (0.5, model_path())
+    script, training, model = parse()
+    assert (training.learning_rate, script.max_train_samples, model.model_name_or_path) == (0.5, 7, model_path())
     assert capsys.readouterr().out == ""
     for args in (
         ["--model_name_or_path", "mine"],
@@ -43,13 +43,13 @@ def test_defaults_of_the_demo_hold_only_for_the_demo(tmp_path, capsys):
 
 
 @pytest.mark.parametrize("data", [["--dataset_name", "mine.jsonl"], ["--config", "{config}"]])
-def test_demo_model_on_data_of_ones_own_is_trained_as_any_model(data, tmp_path, capsys):
+def test_demo_model_on_data_of_ones_own_has_settings_that_fit_it_and_all_of_the_data(data, tmp_path, capsys):
     config = write_config(tmp_path, "dataset_name: mine.jsonl\nmodel_name_or_path: null")
     script, training, model = parse(*[word.format(config=config) for word in data])
-    assert (training.learning_rate, model.model_name_or_path) == (DPOConfig.learning_rate, model_path())
+    assert (training.learning_rate, model.model_name_or_path) == (0.5, model_path())
     assert script.max_train_samples is None
-    line = "No --model_name_or_path: the tiny model of the embedded demo is trained on mine.jsonl.\n"
-    assert capsys.readouterr().out == line
+    line = "No --model_name_or_path: the tiny model of the embedded demo is trained on mine.jsonl, with defaults that "
+    assert capsys.readouterr().out == line + "fit it.\n"
 
 
 def test_command_line_wins_over_file_wins_over_defaults(tmp_path):

@@ -28,11 +28,14 @@ from pathlib import Path
 from trl import ModelConfig
 
 from rlhf_ext import PPOConfig, PPOTrainer, RewardModel
-from rlhf_ext.arguments import ArgumentError, RecipeArguments, load_tokenizer, model_init_kwargs, parse_arguments
+from rlhf_ext.arguments import DEMO, ArgumentError, RecipeArguments, load_tokenizer, model_init_kwargs, parse_arguments
 from rlhf_ext.data_checks import DataError
 from rlhf_ext.demo.gold import gold
 from rlhf_ext.demo.reward import demo_reward_model
 from rlhf_ext.errors import one_line_errors
+from rlhf_ext.evaluation.options import short_names
+from rlhf_ext.formatting import InputError
+from rlhf_ext.lengths import check_room_for_prompts
 from rlhf_ext.plugins import PluginError, get_plugin
 from rlhf_ext.policy_loading import trainer_options
 from rlhf_ext.progress import show_short_progress
@@ -120,7 +123,9 @@ def main(script_args: PPOArguments, training_args: PPOConfig, model_args: PPOMod
     functions = [get_plugin("reward", reference) for reference in script_args.reward_funcs or []]
     train_dataset, eval_dataset = load_prompt_splits(script_args, seed=training_args.seed, all_columns=bool(functions))
     tokenizer = load_tokenizer(model_args, trust_remote_code=training_args.trust_remote_code)
-    reward_funcs = [RewardModel.from_pretrained(path, show_progress=False) for path in script_args.reward_model or []]
+    paths = script_args.reward_model or []
+    named = zip(paths, short_names(paths), strict=True)
+    reward_funcs = [RewardModel.from_pretrained(path, name=name, show_progress=False) for path, name in named]
     reward_funcs += functions
     if not (reward_funcs or training_args.reward_adapter):
         reward_funcs = [demo_reward_model(Path(training_args.output_dir, "reward_model"), seed=training_args.seed)]
@@ -129,14 +134,17 @@ def main(script_args: PPOArguments, training_args: PPOConfig, model_args: PPOMod
         training_args.reward_weights = [*weights[: len(reward_funcs)], 0.0, *weights[len(reward_funcs) :]]
         reward_funcs.append(gold)
     training_args.model_init_kwargs = model_init_kwargs(model_args, training_args)
-    trainer = PPOTrainer(
-        **trainer_options(model_args, training_args),
-        reward_funcs=reward_funcs,
-        args=training_args,
-        train_dataset=train_dataset,
-        eval_dataset=eval_dataset,
-        processing_class=tokenizer,
-    )
+    with one_line_errors(ValueError):  # what the trainer refuses
+        trainer = PPOTrainer(
+            **trainer_options(model_args, training_args),
+            reward_funcs=reward_funcs,
+            args=training_args,
+            train_dataset=train_dataset,
+            eval_dataset=eval_dataset,
+            processing_class=tokenizer,
+        )
+    prompts = [*train_dataset["prompt"], *eval_dataset["prompt"]]
+    check_room_for_prompts(trainer, prompts, source=script_args.dataset_name or DEMO)
     show_short_progress(trainer, ("reward", "kl/k1", "clip_fraction"))
     samples = SampleCallback(trainer, eval_dataset)
     trainer.add_callback(samples)
@@ -148,5 +156,5 @@ def main(script_args: PPOArguments, training_args: PPOConfig, model_args: PPOMod
 
 
 if __name__ == "__main__":
-    with one_line_errors(ArgumentError, DataError, PluginError, RewardModelError, NotFiniteError):
+    with one_line_errors(ArgumentError, DataError, PluginError, RewardModelError, InputError, NotFiniteError):
         main(*parse_arguments((PPOArguments, PPOConfig, PPOModelConfig), DEMO_DEFAULTS, OUTPUT_DIR))

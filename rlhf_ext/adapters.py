@@ -3,6 +3,7 @@
 The base is the policy's; a critic or a reward model is nothing but another adapter on it, and a head.
 """
 
+import logging
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -15,8 +16,11 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule, register_fsdp_forward_method
 
+from .base_fingerprint import base_fingerprint
 from .pooling import HEAD_NAMES
-from .reward_settings import RewardModelSettings
+from .reward_settings import RewardModelSettings, dtype_name
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -90,16 +94,40 @@ def add_reward_adapter(policy: PeftModel, path: str, name: str) -> LinearHead:
     policy.add_adapter(name, config, autocast_adapter_dtype=False)
     placed = get_peft_model_state_dict(policy, adapter_name=name)
     wrong = set(placed) ^ set(weights) or {key for key in placed if placed[key].shape != weights[key].shape}
-    if wrong:
+    if reason := min(wrong, default=None) or _other_base(policy, RewardModelSettings.load(path), path):
         policy.delete_adapter(name)
         raise ValueError(
-            f"{path}: this adapter does not fit the policy's base ({min(wrong)}). It must be trained from the same one."
+            f"{path}: this adapter does not fit the policy's base ({reason}). It must be trained from the same one."
         )
     for key, parameter in policy.named_parameters():
         if f".{name}." in key:
             parameter.data = weights[key.replace(f".{name}.", ".")].to(parameter.device)
             parameter.requires_grad_(False)
     return head
+
+
+def _other_base(policy: PeftModel, settings: RewardModelSettings, path: str) -> str | None:
+    """Say how the base differs from the one in training, if it does; warn where it is kept otherwise and may differ."""
+    if settings.base is None:
+        return None
+    base = policy.get_base_model()
+    quantization = getattr(base.config, "quantization_config", None)
+    kept = _form(base.dtype, None if quantization is None else quantization.to_dict())
+    trained = _form(settings.dtype, settings.quantization)
+    if kept == trained:
+        return None if base_fingerprint(policy) == settings.base else "of the same shape, with other weights"
+    logger.warning(
+        "%s was trained on a base in %s, and the policy's is in %s: scores differ a little, and whether it is the same "
+        "base cannot be told.",
+        *(path, trained, kept),
+    )
+    return None
+
+
+def _form(dtype: Any, quantization: dict[str, Any] | None) -> str:
+    """Say how weights are kept."""
+    bits = [number for number in (8, 4) if (quantization or {}).get(f"load_in_{number}bit")]
+    return ", ".join([dtype_name(dtype), *(f"{number} bit" for number in bits)])
 
 
 def read_reward_head(path: str) -> LinearHead:

@@ -5,8 +5,6 @@ import hashlib
 import torch
 from torch import nn
 
-from .pooling import classification_module
-
 SAMPLES = 64  # values of a weight
 # What is in the names of weights that PEFT brings, beside its prefix, and of those that they take the place of.
 NOT_OF_BASE = ("modules_to_save.", "original_module.", "token_adapter.")
@@ -20,12 +18,12 @@ def base_fingerprint(model: nn.Module) -> str | None:
     is left out: biases, and layers that it saves whole.
 
     Args:
-        model: The PEFT model around a sequence-classification model.
+        model: The PEFT model around a sequence-classification model, or around a language model on the same base.
 
     Returns:
         None where this process does not have the weights: DeepSpeed ZeRO-3 divides them.
     """
-    trunk = classification_module(model).base_model
+    trunk = (model.get_base_model() if hasattr(model, "get_base_model") else model).base_model
     prefix = getattr(getattr(model, "base_model", None), "prefix", None)
     others = NOT_OF_BASE if prefix is None else (*NOT_OF_BASE, prefix)
     digest = hashlib.sha256()

@@ -159,6 +159,9 @@ def _load(phase: str, source: str, config: Config, args: "ChatbotArguments") -> 
         extra = [extra] if isinstance(extra, str) else extra
         optional = ["margin"] if phase == "reward" else []
         parts = load_preference_splits(named, extra_columns=extra, optional_columns=optional, seed=args.seed)
+    for part in parts:
+        for row in part:
+            as_turns(row, source=source)  # for its errors, before anything trains
     kept = parts[0][0]
     if kept != as_turns(kept, source=source):
         print(f"{source}: plain text becomes turns of a chat, as all phases chat.")
@@ -193,7 +196,15 @@ def _without_prompt(chosen: str, rejected: str, source: str) -> Row:
         problem = "a pair of plain text without a prompt does not show where its answers begin."
         fix = "Add a column 'prompt', or write both as transcripts, '\\n\\nHuman: ...\\n\\nAssistant: ...'."
         raise DataError(problem, fix, source=source, column="chosen")
-    return {"prompt": chosen[:end], "chosen": chosen[end:].strip(), "rejected": rejected[end:].strip()}
+    answers = {"chosen": chosen[end:].strip(), "rejected": rejected[end:].strip()}
+    for column, answer in answers.items():
+        if not answer:
+            problem = f"the answer to {chosen[:end].strip()[-60:]!r} is empty."
+            raise DataError(problem, "Correct or remove the row.", source=source, column=column)
+    if answers["chosen"] == answers["rejected"]:
+        problem = f"'chosen' and 'rejected' are equal but for white space: {answers['chosen'][:60]!r}."
+        raise DataError(problem, "A pair must differ: correct or remove the row.", source=source, column="chosen")
+    return {"prompt": chosen[:end], **answers}
 
 
 @contextmanager

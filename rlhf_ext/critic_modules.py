@@ -1,6 +1,7 @@
 """What critics are made of: a value head, alone or on a model of its own; loaded, and spread over processes."""
 
 from pathlib import Path
+from typing import Any
 
 import torch
 from accelerate import Accelerator
@@ -66,12 +67,17 @@ def distributed(module: nn.Module, accelerator: Accelerator) -> nn.Module:
     return fully_shard(module)
 
 
-def load_critic_model(path: str) -> tuple[nn.Module, LinearHead | None]:
-    """Load a model without its head; and the head, if it is a reward model."""
+def load_critic_model(path: str, **loading: Any) -> tuple[nn.Module, LinearHead | None]:
+    """Load a model without its head; and the head, if it is a reward model.
+
+    Args:
+        path: The model's folder or name.
+        loading: For `from_pretrained`.
+    """
     is_adapter = Path(path, "adapter_config.json").is_file()
-    architectures = [] if is_adapter else AutoConfig.from_pretrained(path).architectures or []
+    architectures = [] if is_adapter else AutoConfig.from_pretrained(path, **loading).architectures or []
     if not is_adapter and not any(name.endswith("ForSequenceClassification") for name in architectures):
-        return AutoModel.from_pretrained(path, dtype=torch.float32), None
+        return AutoModel.from_pretrained(path, dtype=torch.float32, **loading), None
     from .reward_model import RewardModel
 
     reward_model = RewardModel.from_pretrained(path, quantization_config=False, dtype=torch.float32, device="cpu")

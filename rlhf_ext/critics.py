@@ -9,7 +9,7 @@ critic keeps its weights out of the policy, so that the saved policy is a plain 
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from copy import deepcopy
 from pathlib import Path
@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from accelerate import Accelerator, PartialState
-from peft import PeftModel
+from peft import PeftModel, load_peft_weights, set_peft_model_state_dict
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict, set_model_state_dict
@@ -200,6 +200,10 @@ class AdapterCritic(Critic):
         """Those of head and adapter."""
         return [*super().parameters(), *self._adapter_parameters()]
 
+    def load_adapter(self, folder: str | Path) -> None:
+        """Read the adapter from the folder that PEFT saved it in."""
+        set_peft_model_state_dict(self.policy, load_peft_weights(str(folder)), adapter_name=ADAPTER)
+
     def active(self) -> Any:
         """Return the context in which the critic's adapter is the active one."""
         return active_adapter(self._layers, ADAPTER)
@@ -221,6 +225,7 @@ class ModelCritic(Critic):
         accelerator: Places the model, and averages its gradient over processes.
         start_from: A reward model, whose head is taken too, or any model. By default what the policy was loaded from.
         gradient_checkpointing: Repeat the forward pass in the backward pass to save memory.
+        loading: How the policy was loaded (`revision`, `trust_remote_code`), for its twin.
         tokenizer: The policy's, to compare with one that lies beside the model.
 
     Raises:
@@ -234,10 +239,11 @@ class ModelCritic(Critic):
         *,
         start_from: str | None = None,
         gradient_checkpointing: bool = False,
+        loading: Mapping[str, Any] | None = None,
         tokenizer: PreTrainedTokenizerBase | None = None,
     ) -> None:
         path = start_from or policy.config._name_or_path
-        backbone, head = load_critic_model(path)
+        backbone, head = load_critic_model(path, **({} if start_from else loading or {}))
         disable_dropout(backbone)
         sizes = [m.get_input_embeddings().num_embeddings for m in (backbone, policy)]
         if sizes[0] < sizes[1]:
@@ -278,8 +284,15 @@ def make_critic(
             return HeadCritic(policy, accelerator, stop_gradient=args.critic_stop_gradient, **start)
         if args.critic == "adapter":
             return AdapterCritic(policy, accelerator, **start)
-        checkpointing = args.gradient_checkpointing
-        return ModelCritic(policy, accelerator, gradient_checkpointing=checkpointing, tokenizer=tokenizer, **start)
+        given = args.model_init_kwargs or {}
+        return ModelCritic(
+            policy,
+            accelerator,
+            gradient_checkpointing=args.gradient_checkpointing,
+            loading={name: given[name] for name in ("revision", "trust_remote_code") if given.get(name)},
+            tokenizer=tokenizer,
+            **start,
+        )
 
 
 def causal_lm_of(policy: nn.Module) -> nn.Module:

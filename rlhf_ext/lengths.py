@@ -3,15 +3,23 @@
 import math
 from collections.abc import Iterable
 from itertools import islice
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pyarrow.compute
 from datasets import Dataset, IterableDataset
 from transformers import PreTrainedTokenizerBase
 from trl import extract_prompt
 
+from .context import context_length
+from .critics import causal_lm_of
 from .data_checks import STREAMED_ROWS_CHECKED, DataError
 from .data_files import AnyDataset
+from .reward_model import RewardModel
+
+if TYPE_CHECKING:
+    from .trainers.ppo import PPOTrainer
+
+Conversation = list[dict[str, Any]]
 
 
 def check_lengths(
@@ -58,6 +66,35 @@ def check_pair_lengths(
             return
     fix = f"Raise --max_length to {shortest} or more, or shorten the texts."
     raise DataError(f"every pair is longer than max_length={max_length} tokens.", fix, source=source)
+
+
+def check_room_for_prompts(trainer: "PPOTrainer", prompts: Iterable[str | Conversation], *, source: str) -> None:
+    """Check that policy and reward models can take every prompt: one that is too long ends the run in some later step.
+
+    Args:
+        trainer: With the models.
+        prompts: What it will be asked.
+        source: What to call them.
+
+    Raises:
+        DataError: Quoting the first that is too long.
+    """
+    context = context_length(causal_lm_of(trainer.model))
+    longest = trainer.max_completion_length
+    fix = f"Shorten or remove the prompt, or lower max_completion_length={longest}."
+    readers = [("the policy", trainer._tokenizer, context, longest, fix)]
+    for name, function in zip(trainer.reward_func_names, trainer.reward_funcs, strict=True):
+        scorer = getattr(function, "reward_model", function)
+        if isinstance(scorer, RewardModel):
+            fix = "Shorten or remove the prompt, or score with a reward model that takes more."
+            readers.append((name, scorer.tokenizer, scorer.max_length, 1, fix))
+    for reader, tokenizer, most, needed, fix in readers:
+        for prompt in prompts if most is not None else ():
+            count = _count_tokens(prompt, tokenizer, source, add_generation_prompt=True)
+            if count + needed > most:
+                text = prompt if isinstance(prompt, str) else prompt[-1]["content"]
+                problem = f"{text[:60]!r}... has {count} tokens, and {reader} takes {most} with the completion."
+                raise DataError(problem, fix, source=source, column="prompt")
 
 
 def _rows_to_measure(dataset: Dataset | IterableDataset) -> Iterable[dict[str, Any]]:

@@ -60,6 +60,19 @@ def test_pairs_whose_answers_begin_somewhere_are_refused():
             as_turns({"chosen": chosen, "rejected": rejected}, source="rows")
 
 
+@pytest.mark.parametrize(
+    ("rejected", "message"),
+    [
+        ("", r"column 'rejected': the answer to 'Human: Hi\?\\n\\nAssistant:' is empty"),
+        (" Yes. ", "are equal but for white"),
+    ],
+)
+def test_answers_of_transcripts_that_are_empty_or_equal_are_refused(rejected, message):
+    start = "\n\nHuman: Hi?\n\nAssistant:"
+    with pytest.raises(DataError, match=message):
+        as_turns({"chosen": f"{start} Yes.", "rejected": start + rejected}, source="rows")
+
+
 @pytest.fixture
 def data(tmp_path):
     """Plain demonstrations, pairs in messages, plain prompts; and a run that reads them."""

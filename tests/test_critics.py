@@ -17,6 +17,7 @@ from transformers import (
 
 from rlhf_ext import PPOConfig, PPOTrainer, RewardConfig, RewardModel, RewardTrainer
 from rlhf_ext.adapters import active_adapter, tuner_layers
+from rlhf_ext.critic_modules import load_critic_model
 from rlhf_ext.critics import AdapterCritic, HeadCritic, ModelCritic
 from rlhf_ext.reward_adapter import RewardAdapter
 
@@ -185,6 +186,34 @@ def test_adapter_that_does_not_fit_is_refused(policy, accelerator, reward_adapte
         AdapterCritic(policy, accelerator, start_from=str(tmp_path))
     with pytest.raises(ValueError, match=r"critic='adapter' needs a LoRA policy.*use_peft"):
         AdapterCritic(AutoModelForCausalLM.from_pretrained(model_name), accelerator)
+
+
+def test_base_of_the_same_shape_with_other_weights_is_refused(policy, accelerator, reward_adapter, caplog):
+    """What an SFT of the whole model leaves, for example: the scores would mean nothing."""
+    other = policy.get_base_model()
+    with torch.no_grad():
+        other.model.layers[0].mlp.up_proj.base_layer.weight.mul_(1.01)
+    with pytest.raises(ValueError, match=r"does not fit the policy's base \(of the same shape, with other weights\)"):
+        RewardAdapter(reward_adapter).attach(policy)
+    with pytest.raises(ValueError, match="of the same shape, with other weights"):
+        AdapterCritic(policy, accelerator, start_from=reward_adapter)
+    assert set(policy.peft_config) == {"default"}
+    other.to(torch.bfloat16)
+    RewardAdapter(reward_adapter).attach(policy)
+    assert "was trained on a base in float32, and the policy's is in bfloat16" in caplog.text
+
+
+def test_model_critic_is_loaded_as_the_policy_was(make_trainer, model_name, monkeypatch):
+    loaded = []
+
+    def load(path, **loading):
+        loaded.append((path, loading))
+        return load_critic_model(path)
+
+    monkeypatch.setattr("rlhf_ext.critics.load_critic_model", load)
+    make_trainer(critic="model", model_init_kwargs={"revision": "main"})
+    make_trainer(critic="model", critic_path=model_name, model_init_kwargs={"revision": "main"})
+    assert loaded == [(model_name, {"revision": "main"}), (model_name, {})]
 
 
 def test_active_adapter_is_restored_whatever_happens(policy, accelerator, batch):

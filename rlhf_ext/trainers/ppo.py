@@ -28,7 +28,15 @@ from ..quantization import keep_gradients_on_cpu
 from ..reward_adapter import RewardAdapter
 from ..running_stats import RunningMeanStd
 from .ppo_callback import EpochSeededSampler, PPOCallback
-from .ppo_checks import check_dataset_size, check_engine, check_policy, check_scores, not_finite_loss
+from .ppo_checks import (
+    check_dataset_size,
+    check_engine,
+    check_evaluation,
+    check_names,
+    check_policy,
+    check_scores,
+    not_finite_loss,
+)
 from .ppo_config import PPOConfig
 from .ppo_metrics import completion_metrics, loss_metrics, value_metrics
 from .resume import ResumesExactly
@@ -92,6 +100,8 @@ class PPOTrainer(TrainsCritic, ResumesExactly, trl.GRPOTrainer):
             check_adapter_dropout(model, trl_kwargs.get("peft_config"))
         check_engine(args)
         check_dataset_size(train_dataset, args)
+        if trl_kwargs.get("eval_dataset", trl_args[0] if trl_args else None) is not None:
+            check_evaluation(args)
         if args.reward_adapter is not None:
             reward_funcs = [*_as_list(reward_funcs), RewardAdapter(args.reward_adapter)]
             if isinstance(trl_kwargs.get("reward_processing_classes"), list):
@@ -100,6 +110,7 @@ class PPOTrainer(TrainsCritic, ResumesExactly, trl.GRPOTrainer):
         with replaced(args, beta=args.beta or float(args.needs_reference)):
             super().__init__(model, reward_funcs, args, train_dataset, *trl_args, **trl_kwargs)
         check_policy(self.model, args, is_multimodal=self._is_vlm)
+        check_names(self.reward_func_names)
         stop_ids = (args.generation_kwargs or {}).get("eos_token_id")
         if stop_ids is not None:  # TRL cuts completions at `eos_token_ids`, and does not look here
             self.eos_token_ids = _as_list(stop_ids)
@@ -162,16 +173,17 @@ class PPOTrainer(TrainsCritic, ResumesExactly, trl.GRPOTrainer):
         self.critic.unfreeze()
         logps = output["old_per_token_logps"]
         mask = output["completion_mask"] * output.get("tool_mask", 1)
-        ref_logps = output.get("ref_per_token_logps", logps)
+        ref_logps = output.get("ref_per_token_logps")  # there is none where no KL counts
 
-        kl = per_token_kl(logps, ref_logps, estimator=self.args.kl_estimator)
+        kl = per_token_kl(logps, logps if ref_logps is None else ref_logps, estimator=self.args.kl_estimator)
         scores = self._shape_scores(self._scores, output)
         rewards = token_rewards(scores, kl, mask, kl_coef=self.kl_controller.coef)
         advantages, returns = self._estimators[self.model.training](rewards, values, mask)
         self._log(completion_metrics(output, mask, ref_logps, scores), weight=len(scores))
         self._log(value_metrics(values, returns, mask), weight=mask.sum())
         self._show_advantages(advantages, mask)
-        self._follow_kl(logps, ref_logps, mask)
+        if ref_logps is not None:
+            self._follow_kl(logps, ref_logps, mask)
         if self.args.whiten_advantages:
             advantages = whiten(advantages, mask, reduce=self._sum)
         return output | {"advantages": advantages, "values": values, "returns": returns}

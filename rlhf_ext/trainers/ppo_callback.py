@@ -57,6 +57,13 @@ class PPOCallback(TrainerCallback):
                 f"The checkpoint was made at step {state.global_step}, and batches of completions end every "
                 f"{args.steps_per_batch} steps: the run would go on differently. Resume from an earlier checkpoint."
             )
+        of_best = args.load_best_model_at_end or args.save_strategy == "best"
+        if of_best and args.eval_strategy == "steps" and state.eval_steps % args.steps_per_batch:
+            raise ValueError(
+                f"The best checkpoint is made at an evaluation, every {state.eval_steps} steps, and checkpoints at the "
+                f"end of a batch of completions, every {args.steps_per_batch}: set eval_steps (and save_steps) to a "
+                "multiple of that."
+            )
         if state.global_step and args.sync_ref_model:
             raise ValueError(
                 "A reference that moves (sync_ref_model) is in no checkpoint: such a run cannot be resumed."

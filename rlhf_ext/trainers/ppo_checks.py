@@ -12,6 +12,7 @@ from peft import PeftModel
 from torch import Tensor, nn
 
 from .ppo_config import PPOConfig
+from .ppo_options import advantage_name
 
 logger = logging.getLogger(__name__)
 
@@ -35,6 +36,36 @@ def check_dataset_size(dataset: Any, args: PPOConfig) -> None:
         raise ValueError(
             f"The dataset has {len(dataset)} prompts, and one batch of completions needs {needed}: give it more, or "
             "lower per_device_train_batch_size, gradient_accumulation_steps or steps_per_generation."
+        )
+
+
+def check_evaluation(args: PPOConfig) -> None:
+    """Raise where an evaluation could not be divided into the completions of a prompt.
+
+    Raises:
+        ValueError: The completions of a batch are no multiple of those of a prompt; under `rloo`, those of a process.
+    """
+    generations = args.num_generations_eval or args.num_generations
+    is_rloo = advantage_name(args) == "rloo"
+    completions = args.per_device_eval_batch_size * (1 if is_rloo else args.world_size)
+    if completions % generations:
+        raise ValueError(
+            f"An evaluation makes {completions} completions at once, and {generations} of each prompt: set "
+            "per_device_eval_batch_size to a multiple, or num_generations_eval."
+        )
+    if is_rloo and generations < 2:
+        raise ValueError("'rloo' compares completions of one prompt: set num_generations_eval to 2 or more.")
+
+
+def check_names(names: Sequence[str]) -> None:
+    """Raise where metrics of two reward functions would be mixed up.
+
+    Raises:
+        ValueError: Two have one name.
+    """
+    if twice := sorted({name for name in names if names.count(name) > 1}):
+        raise ValueError(
+            f"Two reward functions are called {twice[0]!r}, and metrics are kept by name: give one another __name__."
         )
 
 

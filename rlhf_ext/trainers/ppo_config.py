@@ -12,7 +12,7 @@ from torch import Tensor
 from ..advantages import DEFAULT_LAM
 from ..kl import AdaptiveKLController, FixedKLController, KLEstimator
 from ..plugins import PluginError, accepted_keywords, get_plugin
-from .ppo_options import check_contradictions, check_ranges, check_without_effect
+from .ppo_options import check_contradictions, check_counts, check_ranges, check_without_effect
 
 Estimator = Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]
 
@@ -163,6 +163,11 @@ class PPOConfig(trl.GRPOConfig):
 
     def __post_init__(self) -> None:
         """Allows one generation per prompt, and adds the checks of the options of PPO."""
+        check_counts(self)
+        if self.critic == "adapter" and self.ddp_find_unused_parameters is None:
+            # Transformers looks for them in every PeftModel. The policy's pass does not use the critic's adapter, which
+            # would count as unused; its gradient comes with a pass of its own.
+            self.ddp_find_unused_parameters = False
         generations, self.num_generations = self.num_generations, _Generations(self.num_generations)
         super().__post_init__()
         self.num_generations = generations

@@ -14,20 +14,22 @@ from ..losses.ppo import explained_variance, value_clip_fraction
 from ..ppo_rewards import distinct_n
 
 
-def completion_metrics(output: dict[str, Any], mask: Tensor, ref_logps: Tensor, scores: Tensor) -> dict[str, Tensor]:
+def completion_metrics(
+    output: dict[str, Any], mask: Tensor, ref_logps: Tensor | None, scores: Tensor
+) -> dict[str, Tensor]:
     """Return what a batch of completions shows, averaged over completions. The KL is in nats.
 
     Args:
         output: TRL's, with `completion_ids` (B, T) and `old_per_token_logps` (B, T).
         mask: (B, T), 1 on tokens that the policy wrote.
-        ref_logps: Log-probabilities under the reference, (B, T).
+        ref_logps: Log-probabilities under the reference, (B, T); None without one, and then there is no KL.
         scores: Scores as they enter the rewards, (B,).
     """
     logps = output["old_per_token_logps"]
+    estimators = () if ref_logps is None else ("k1", "k3")
     return {
         "score": scores.mean(),
-        "kl/k1": (per_token_kl(logps, ref_logps, estimator="k1") * mask).sum(1).mean(),
-        "kl/k3": (per_token_kl(logps, ref_logps, estimator="k3") * mask).sum(1).mean(),
+        **{f"kl/{name}": (per_token_kl(logps, ref_logps, estimator=name) * mask).sum(1).mean() for name in estimators},
         **{f"distinct_{n}": torch.tensor(distinct_n(output["completion_ids"], mask, n)) for n in (1, 2)},
     }
 

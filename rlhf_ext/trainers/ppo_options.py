@@ -7,18 +7,27 @@ if TYPE_CHECKING:
     from .ppo_config import PPOConfig
 
 ABOVE_ZERO = ("clip_scores", "kl_stop", "cliprange_value", "missing_eos_penalty", "max_clip_fraction")
-ZERO_OR_ABOVE = ("vf_coef", "critic_learning_rate", "critic_warmup_steps")
+ZERO_OR_ABOVE = ("vf_coef", "critic_learning_rate", "critic_warmup_steps", "epsilon", "epsilon_high")
+COUNTS = ("num_generations", "num_generations_eval", "num_iterations", "steps_per_generation")
 WITHOUT_CRITIC = ("reinforce", "rloo")  # built-in estimators that have no use for values
 OF_VALUE_LOSS = ("critic_warmup_steps", "cliprange_value")
 OF_CRITIC = ("critic", "critic_path", "critic_stop_gradient")
 KL_IN_REWARD = ("kl_target", "kl_horizon", "kl_estimator")
 
 
+def check_counts(args: "PPOConfig") -> None:
+    """Raise a ValueError for a number of times that is below 1, before TRL computes with it."""
+    for name in COUNTS:
+        value = getattr(args, name)
+        if value is not None and value < 1:
+            raise ValueError(f"{name} must be 1 or more, got {value}.")
+
+
 def check_ranges(args: "PPOConfig") -> None:
     """Raise a ValueError for a number that cannot be meant."""
     for name in (*ABOVE_ZERO, *ZERO_OR_ABOVE):
         value = getattr(args, name)
-        if value is not None and (value < 0 or (name in ABOVE_ZERO and value == 0)):
+        if value is not None and not (value > 0 or (name in ZERO_OR_ABOVE and value == 0)):
             raise ValueError(f"{name} must be {'above 0' if name in ABOVE_ZERO else '0 or above'}, got {value}.")
     for name in ("gamma", "lam"):
         if not 0 <= getattr(args, name) <= 1:
@@ -36,6 +45,10 @@ def check_contradictions(args: "PPOConfig") -> None:
         )
     if args.missing_eos_penalty is not None and args.missing_eos_score is not None:
         raise ValueError("Set missing_eos_penalty (subtract) or missing_eos_score (replace), not both.")
+    if args.critic == "adapter" and args.ddp_find_unused_parameters:
+        raise ValueError(
+            "ddp_find_unused_parameters takes the critic's adapter for unused, as it has a pass of its own: drop it."
+        )
     if "temperature" in (args.generation_kwargs or {}):
         raise ValueError(
             "A temperature in generation_kwargs would not reach the log-probabilities: use the option temperature."
@@ -47,7 +60,7 @@ def check_contradictions(args: "PPOConfig") -> None:
             f"multiple of gradient_accumulation_steps = {accumulated}: an optimizer step would mix two batches."
         )
     completions = args.per_device_train_batch_size * args.steps_per_generation
-    if _advantage(args) == "rloo" and completions % args.num_generations:
+    if advantage_name(args) == "rloo" and completions % args.num_generations:
         raise ValueError(
             f"'rloo' compares the completions of a prompt on one process, which has {completions} of a batch: "
             f"num_generations={args.num_generations} must divide that number."
@@ -86,7 +99,7 @@ def check_without_effect(args: "PPOConfig") -> None:
         )
     if args.critic_stop_gradient and args.critic != "head":
         raise ValueError(f"critic_stop_gradient has no effect with critic={args.critic!r}, which shares no pass.")
-    without_critic = _advantage(args) in WITHOUT_CRITIC
+    without_critic = advantage_name(args) in WITHOUT_CRITIC
     if args.vf_coef and without_critic:
         raise ValueError(
             f"advantage={args.advantage!r} has no use for values, and a critic would only disturb the policy: set "
@@ -98,6 +111,6 @@ def check_without_effect(args: "PPOConfig") -> None:
         raise ValueError(f"{' and '.join(unused)} has no effect with advantage={args.advantage!r}: it needs no critic.")
 
 
-def _advantage(args: "PPOConfig") -> str:
+def advantage_name(args: "PPOConfig") -> str:
     """Return the name of the estimator, also of a built-in one that is named by its place."""
     return args.advantage.removeprefix("rlhf_ext.advantages:")

@@ -1,5 +1,7 @@
 """What the trainers share so that a resumed run equals the uninterrupted one, and two processes learn as one."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from torch import nn
@@ -28,9 +30,20 @@ class ResumesExactly(Trainer):
             self.control.should_training_stop = True
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
-        """Keeps the types of adapters: over a quantized base TRL trains them in bfloat16, and PEFT loads float32."""
+        """Keeps the types of adapters."""
+        with self._same_dtypes():
+            super()._load_from_checkpoint(resume_from_checkpoint, model)
+
+    def _load_best_model(self) -> None:
+        """Keeps the types of adapters."""
+        with self._same_dtypes():
+            super()._load_best_model()
+
+    @contextmanager
+    def _same_dtypes(self) -> Iterator[None]:
+        """Give weights the types back that they had: TRL's adapters of quantized bases are bfloat16, PEFT's float32."""
         dtypes = {name: parameter.dtype for name, parameter in self.model.named_parameters()}
-        super()._load_from_checkpoint(resume_from_checkpoint, model)
+        yield
         for name, parameter in self.model.named_parameters():
             if parameter.dtype != dtypes[name]:
                 parameter.data = parameter.data.to(dtypes[name])

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from transformers import Trainer
 
-from ..critics import Critic
+from ..critics import AdapterCritic, Critic
 from ..kl import AdaptiveKLController, FixedKLController
 from ..running_stats import RunningMeanStd
 
@@ -75,6 +75,8 @@ class TrainsCritic(Trainer):
     def _load_best_model(self) -> None:
         """Goes back to the critic of the best checkpoint, too."""
         super()._load_best_model()
+        if isinstance(self.critic, AdapterCritic):  # Transformers brings back the active adapter alone
+            self.critic.load_adapter(Path(self.state.best_model_checkpoint, CRITIC))
         self._load_critic(self.state.best_model_checkpoint)
 
     def _load_critic(self, checkpoint: str) -> None:

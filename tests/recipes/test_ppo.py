@@ -2,6 +2,7 @@
 
 import json
 import random
+import shutil
 from pathlib import Path
 
 import forked
@@ -122,6 +123,28 @@ def test_two_processes_of_the_configuration_for_several_gpus(tmp_path, rewards):
     results = json.loads((tmp_path / "all_results.json").read_text())
     assert results["eval_kl/k1_before"] == pytest.approx(0, abs=1e-4) and "eval_gold/safety" in results
     assert load_file(tmp_path / "critic/critic.safetensors")["weight"].any()
+
+
+@pytest.mark.parametrize(
+    ("rows", "options", "message"),
+    [
+        (3, [], "error: The dataset has 2 prompts, and one batch of completions needs 4: give it more"),
+        (12, ["--max_completion_length", "510"], "error: {data}, column 'prompt': 'Say 0.'... has "),
+        (12, ["--reward_model", "{short}"], "and short takes 4 with the completion. Shorten or remove"),
+        (12, ["--critic", "adapter"], "error: critic='adapter' needs a LoRA policy"),
+    ],
+)
+def test_what_the_trainer_refuses_is_one_line_before_anything_trains(rows, options, message, tmp_path, rewards):
+    shutil.copytree(rewards / "full", tmp_path / "short")
+    RewardModelSettings(dtype="float32", max_length=4).save(tmp_path / "short")
+    data = tmp_path / "prompts.jsonl"
+    data.write_text("".join(f'{{"prompt": "Say {n}."}}\n' for n in range(rows)))
+    options = [
+        option.format(short=tmp_path / "short") for option in ["--reward_model", str(rewards / "full"), *options]
+    ]
+    done = run("--dataset_name", data, *options, "--output_dir", tmp_path / "run", ok=False)
+    assert message.format(data=data) in done.stderr.strip().splitlines()[-1]
+    assert "Traceback" not in done.stderr and not (tmp_path / "run/all_results.json").exists()
 
 
 @pytest.mark.parametrize(

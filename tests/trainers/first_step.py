@@ -45,7 +45,7 @@ def make_trainer(critic, tuning, folder, **options):
     processes = int(os.environ.get("WORLD_SIZE", "1"))  # set by the launcher
     args = PPOConfig(
         f"{folder}/{critic}-{tuning}", use_cpu=True, bf16=False, gradient_checkpointing=critic == "adapter",
-        per_device_train_batch_size=4 // processes, scale_scores=True, critic=critic, ddp_find_unused_parameters=False,
+        per_device_train_batch_size=4 // processes, scale_scores=True, critic=critic,
         logging_steps=1, report_to="none", disable_tqdm=True, **options,
     )  # fmt: skip
     if "ACCELERATE_USE_FSDP" in os.environ:  # accelerate looks at it on GPUs only

@@ -236,6 +236,12 @@ def test_defaults_are_those_of_the_guide(cpu_options):
         ({"kl_horizon": 1, "per_device_train_batch_size": 8}, r"raise kl_horizon, now 1, above 1.6"),
         ({"gradient_accumulation_steps": 3, "steps_per_generation": 2}, "would mix two batches"),
         ({"num_generations": 3}, "divisible by num_generations"),
+        ({"num_generations": 0}, "num_generations must be 1 or more, got 0"),
+        ({"num_iterations": 0}, "num_iterations must be 1 or more, got 0"),
+        ({"steps_per_generation": -1}, "steps_per_generation must be 1 or more, got -1"),
+        ({"epsilon": -0.2}, "epsilon must be 0 or above, got -0.2"),
+        ({"vf_coef": float("nan")}, "vf_coef must be 0 or above, got nan"),
+        ({"critic": "adapter", "ddp_find_unused_parameters": True}, "takes the critic's adapter for unused"),
     ],
 )
 def test_option_that_makes_no_sense_is_refused(options, message, cpu_options):

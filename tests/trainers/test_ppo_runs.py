@@ -1,6 +1,7 @@
 """Whole runs of `PPOTrainer`: resumed, saved, stopped, misled. What TRL's old trainer got wrong is tested here too."""
 
 import logging
+from pathlib import Path
 
 import pytest
 import torch
@@ -482,13 +483,68 @@ def test_a_reference_that_moves_is_not_resumed(make_trainer, tmp_path):
         make_trainer(max_steps=8, **options).train(resume_from_checkpoint=str(tmp_path / "run/checkpoint-4"))
 
 
-def test_best_model_comes_back_with_its_critic(make_trainer, prompts, tmp_path):
-    saving = {"save_strategy": "steps", "save_steps": 4, "eval_strategy": "steps", "eval_steps": 4, "max_steps": 8}
-    best = {"load_best_model_at_end": True, "metric_for_best_model": "eval_reward"}
-    trainer = make_trainer(eval_dataset=prompts.select(range(4)), **best, **saving)
+BEST = {"load_best_model_at_end": True, "metric_for_best_model": "eval_first", "save_strategy": "steps"}
+BEST |= {"eval_strategy": "steps", "eval_steps": 4, "save_steps": 4, "max_steps": 8}
+
+
+class FirstIsBest(TrainerCallback):
+    def on_evaluate(self, args, state, control, metrics, **kwargs):
+        metrics["eval_first"] = -state.global_step
+
+
+@pytest.mark.parametrize("critic", ["head", "adapter"])
+def test_best_model_comes_back_with_its_critic(critic, make_trainer, prompts):
+    trainer = make_trainer(lora={}, critic=critic, eval_dataset=prompts.select(range(4)), **BEST)
+    trainer.add_callback(FirstIsBest())
     trainer.train()
-    best = load_file(f"{trainer.state.best_model_checkpoint}/critic/critic.safetensors")
-    assert all(torch.equal(weight, best[name]) for name, weight in trainer.critic.module.state_dict().items())
+    best = Path(trainer.state.best_model_checkpoint)
+    assert best.name == "checkpoint-4"
+    saved = load_file(best / "critic/critic.safetensors")
+    assert all(torch.equal(weight, saved[name]) for name, weight in trainer.critic.module.state_dict().items())
+    adapters = {"default": best} | ({"critic": best / "critic"} if critic == "adapter" else {})
+    for name, folder in adapters.items():
+        saved = load_file(folder / "adapter_model.safetensors")
+        loaded = {key.replace(f".{name}.", "."): p for key, p in trainer.model.named_parameters() if f".{name}." in key}
+        assert loaded.keys() == saved.keys() and all(torch.equal(loaded[key], saved[key]) for key in saved)
+        last = load_file(best.with_name("checkpoint-8") / folder.relative_to(best) / "adapter_model.safetensors")
+        assert any((saved[key] != last[key]).any() for key in saved)
+
+
+def test_evaluation_inside_a_batch_finds_no_best_checkpoint(make_trainer, prompts):
+    trainer = make_trainer(eval_dataset=prompts.select(range(4)), **BEST | {"eval_steps": 6, "save_steps": 6})
+    with pytest.raises(
+        ValueError, match="every 6 steps, and checkpoints at the end of a batch of completions, every 4"
+    ):
+        trainer.train()
+
+
+def test_without_a_reference_there_is_no_kl(make_trainer, prompts):
+    trainer = make_trainer(init_kl_coef=0.0, eval_dataset=prompts.select(range(4)))
+    trainer.train()
+    names = {*trainer.evaluate(), *(name for entry in trainer.state.log_history for name in entry)}
+    assert "clip_fraction" in names and not any("kl/" in name for name in names)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"num_generations": 2, "per_device_eval_batch_size": 3}, "3 completions at once, and 2 of each prompt"),
+        ({"num_generations_eval": 8}, "4 completions at once, and 8 of each prompt"),
+        (
+            {"advantage": "rloo", "vf_coef": 0.0, "num_generations": 2, "num_generations_eval": 1},
+            "set num_generations_eval to 2 or more",
+        ),
+    ],
+)
+def test_evaluation_that_cannot_be_divided_is_refused(options, message, make_trainer, prompts):
+    make_trainer(**options)
+    with pytest.raises(ValueError, match=message):
+        make_trainer(eval_dataset=prompts, **options)
+
+
+def test_two_reward_functions_of_one_name_are_refused(make_trainer):
+    with pytest.raises(ValueError, match="Two reward functions are called 'count_e'"):
+        make_trainer(reward=[count_e, count_e])
 
 
 def test_only_functions_that_count_must_score(make_trainer):

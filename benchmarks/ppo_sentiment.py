@@ -100,6 +100,7 @@ def run(arguments: argparse.Namespace, seed: int) -> dict[str, Any]:
         model_init_kwargs={"dtype": arguments.dtype, "quantization_config": BitsAndBytesConfig(load_in_8bit=True)},
         report_to="none",
         save_strategy="no",
+        disable_tqdm=True,
     )
     targets = arguments.lora_target_modules
     adapter = LoraConfig(r=arguments.lora_r, lora_alpha=32, target_modules=targets, task_type="CAUSAL_LM")

@@ -1,6 +1,6 @@
 """The embedded default: a tiny synthetic chat world with data, a gold judge and a small language model.
 
-It lets every recipe run offline on a CPU in a minute or two, with a judge that knows the truth. Importing this package
+It lets every recipe run offline on a CPU in minutes, with a judge that knows the truth. Importing this package
 imports neither torch nor datasets; take what you need from its modules.
 """
 

@@ -1,4 +1,4 @@
-"""The whole pipeline on a real model and human data, judged by a model that had no part in it, as JSON and a table.
+"""The whole pipeline on a real model and human data, judged by a model that had no part in it, as JSON.
 
     OMP_NUM_THREADS=2 python benchmarks/chatbot_human_data.py --model PATH --judge_model PATH --data FOLDER
 

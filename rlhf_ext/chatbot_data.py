@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_type_hints
 
 import yaml
-from datasets import Dataset
 
 from .arguments import ArgumentError, RecipeArguments, RecipeParser
 from .data import load_preference_splits
@@ -29,6 +28,7 @@ if TYPE_CHECKING:
     from .chatbot import ChatbotArguments
 
 Row = dict[str, Any]
+Parts = tuple[list[Row], list[Row]]  # to train on, and to evaluate on
 Config = Mapping[str, Any]
 ANSWER = "\n\nAssistant:"  # of a transcript
 # What the YAML file of a phase must leave to the run, because phases share it or depend on it.
@@ -94,8 +94,8 @@ def _parser(recipe: str) -> RecipeParser:
     return RecipeParser([kind for kind in get_type_hints(main).values() if is_dataclass(kind)], allow_abbrev=False)
 
 
-def load_data(args: "ChatbotArguments", configs: Mapping[str, Config]) -> dict[str, tuple[Dataset, Dataset]]:
-    """Load and check all data of one's own.
+def load_data(args: "ChatbotArguments", configs: Mapping[str, Config]) -> dict[str, Parts]:
+    """Load and check all data of one's own, and make turns of plain text.
 
     Args:
         args: The command line, with an output folder.
@@ -106,7 +106,7 @@ def load_data(args: "ChatbotArguments", configs: Mapping[str, Config]) -> dict[s
         of them, or the demo's data are used.
 
     Raises:
-        DataError: Bad rows.
+        DataError: Bad rows, or plain text of which no turns can be made.
     """
     sources = _sources(args)
     if all(Path(held_out_path(args.output_dir, phase)).is_file() for phase in sources):  # written last
@@ -116,22 +116,15 @@ def load_data(args: "ChatbotArguments", configs: Mapping[str, Config]) -> dict[s
         return {phase: _load(phase, source, configs.get(phase, {}), args) for phase, source in sources.items()}
 
 
-def write_data(
-    args: "ChatbotArguments", configs: Mapping[str, Config], loaded: Mapping[str, tuple[Dataset, Dataset]]
-) -> None:
-    """Write what `load_data` returned as the files that the phases read, and their YAML files without the data.
-
-    Raises:
-        DataError: Plain text of which no turns can be made.
-    """
+def write_data(args: "ChatbotArguments", configs: Mapping[str, Config], loaded: Mapping[str, Parts]) -> None:
+    """Write what `load_data` returned as the files that the phases read, and their YAML files without the data."""
     for phase, parts in loaded.items():
         Path(args.output_dir, "data").mkdir(exist_ok=True)
         if phase in configs:
             kept = {key: value for key, value in configs[phase].items() if key not in DATA_KEYS}
             write_whole(Path(config_path(args.output_dir, phase)), yaml.safe_dump(kept, sort_keys=False))
         for path, rows in zip((train_path, held_out_path), parts, strict=True):
-            turns = (as_turns(row, source=_sources(args)[phase]) for row in rows)
-            write_jsonl(Path(path(args.output_dir, phase)), turns)
+            write_jsonl(Path(path(args.output_dir, phase)), rows)
 
 
 def _sources(args: "ChatbotArguments") -> dict[str, str]:
@@ -144,7 +137,7 @@ def _sources(args: "ChatbotArguments") -> dict[str, str]:
     return sources
 
 
-def _load(phase: str, source: str, config: Config, args: "ChatbotArguments") -> tuple[Dataset, Dataset]:
+def _load(phase: str, source: str, config: Config, args: "ChatbotArguments") -> Parts:
     """Load and check what a phase trains and evaluates on, as its recipe does, and say what becomes of plain text."""
     if config.get("dataset_streaming"):
         raise DataError("a run of all phases reads it as a whole.", "Drop dataset_streaming.", source=source)
@@ -159,15 +152,13 @@ def _load(phase: str, source: str, config: Config, args: "ChatbotArguments") -> 
         extra = [extra] if isinstance(extra, str) else extra
         optional = ["margin"] if phase == "reward" else []
         parts = load_preference_splits(named, extra_columns=extra, optional_columns=optional, seed=args.seed)
-    for part in parts:
-        for row in part:
-            as_turns(row, source=source)  # for its errors, before anything trains
+    train, held_out = ([as_turns(row, source=source) for row in part] for part in parts)
     kept = parts[0][0]
-    if kept != as_turns(kept, source=source):
+    if kept != train[0]:
         print(f"{source}: plain text becomes turns of a chat, as all phases chat.")
     elif any(isinstance(value, str) for value in kept.values()):
         print(f"{source}: text without a prompt is trained on as it is, and not as turns of a chat.")
-    return parts
+    return train, held_out
 
 
 def as_turns(row: Row, *, source: str) -> Row:

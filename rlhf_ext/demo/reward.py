@@ -1,4 +1,4 @@
-"""The reward model of the demo: trained in a minute or two from the demo's noisy preferences, never from its gold judge."""
+"""The reward model of the demo: trained in minutes from the demo's noisy preferences, never from its gold judge."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Any

@@ -19,6 +19,7 @@ import random
 import statistics
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
@@ -34,6 +35,7 @@ EVAL_BATCH = 8
 DTYPE_HELP = "of what is not quantized; a CPU without bfloat16 instructions is some thirty times as fast in float32"
 # TRL trains the adapters of a quantized base in bfloat16 whatever --dtype says.
 TARGETS_HELP = "layers with adapters; on such a CPU adapters of all of them take longer than the model"
+PARALLEL_HELP = "runs side by side, for a GPU that one run does not fill; on a CPU they slow each other down"
 RECIPE = Path(__file__).parents[1] / "recipes" / "dpo.py"
 # glibc returns every large block to the system and gets it back page by page; with a vocabulary of 262,144 tokens that
 # took two thirds of a step. These settings keep the blocks.
@@ -129,6 +131,7 @@ def main() -> None:
     parser.add_argument("--dtype", default="bfloat16", help=DTYPE_HELP)
     parser.add_argument("--lora_r", type=int, default=16)
     parser.add_argument("--lora_target_modules", nargs="+", default=["all-linear"], help=TARGETS_HELP)
+    parser.add_argument("--parallel", type=int, default=1, help=PARALLEL_HELP)
     parser.add_argument("--output", type=Path, default=Path("runs/dpo_human_preferences"))
     arguments = parser.parse_args()
     arguments.output.mkdir(parents=True, exist_ok=True)
@@ -139,13 +142,16 @@ def main() -> None:
     pairs = write_held_out(arguments.output / name, tokenizer, arguments.max_length, arguments.max_eval_samples)
     print("| trained on | loss | seeds | pairs | accuracy before | after | 95% of one run | margin after | minutes |")
     print("|---|---|---|---|---|---|---|---|---|")
-    for loss in arguments.losses:
-        runs = [run(arguments, loss, seed) for seed in range(arguments.seeds)]
-        for results in runs:
-            evaluated = round(results["eval_samples_per_second"] * results["eval_runtime"])
-            if evaluated != pairs:
-                raise SystemExit(f"a run evaluated {evaluated} pairs instead of {pairs}: remove it from --output.")
-        print(table_row(arguments.preferences, loss, runs, pairs), flush=True)
+    seeds = range(arguments.seeds)
+    with ThreadPoolExecutor(arguments.parallel) as pool:
+        started = {loss: [pool.submit(run, arguments, loss, seed) for seed in seeds] for loss in arguments.losses}
+        for loss, futures in started.items():
+            runs = [future.result() for future in futures]
+            for results in runs:
+                evaluated = round(results["eval_samples_per_second"] * results["eval_runtime"])
+                if evaluated != pairs:
+                    raise SystemExit(f"a run evaluated {evaluated} pairs instead of {pairs}: remove it from --output.")
+            print(table_row(arguments.preferences, loss, runs, pairs), flush=True)
 
 
 if __name__ == "__main__":

@@ -6,7 +6,7 @@ The policy is a LoRA adapter over an 8-bit base; the prompts are instructions an
 (`sft_selfinstruct_seed`, and the last questions of `pref_hh_harmless`); the reward is VADER's compound sentiment of
 the completion, from -1 to 1, a word list without a model. Before and after, on the same held-out prompts: sentiment,
 the KL divergence from the base per completion, and the base's perplexity of the completions, which tells whether they
-are still language.
+are still language. A seed whose results are in the output folder is not run again.
 """
 
 from rlhf_ext.console import quiet_libraries
@@ -31,7 +31,7 @@ from rlhf_ext import PPOConfig, PPOTrainer
 from rlhf_ext.logps import completion_logps
 from rlhf_ext.output_files import read_jsonl
 
-EVALUATED = 32
+MICRO_BATCH = 8
 COLUMNS = {"sentiment": "sentiment", "kl": "KL, nats", "perplexity": "perplexity under the base"}
 
 
@@ -76,7 +76,8 @@ def perplexity(base: Any, tokenizer: Any, texts: list[tuple[str, str]]) -> float
 def run(arguments: argparse.Namespace, seed: int) -> dict[str, Any]:
     """Train with one seed; return what was measured before and after."""
     prompts = Dataset.from_dict({"prompt": read_prompts(arguments.data)}).shuffle(seed=0)
-    train, held_out = prompts.select(range(EVALUATED, len(prompts))), prompts.select(range(EVALUATED))
+    evaluated = arguments.evaluated
+    train, held_out = prompts.select(range(evaluated, len(prompts))), prompts.select(range(evaluated))
     tokenizer = AutoTokenizer.from_pretrained(arguments.model, padding_side="left")
     reward = Sentiment()
     args = PPOConfig(
@@ -86,14 +87,14 @@ def run(arguments: argparse.Namespace, seed: int) -> dict[str, Any]:
         critic_learning_rate=1e-3,
         init_kl_coef=0.05,
         kl_horizon=200,
-        max_steps=arguments.updates * 4,
-        per_device_train_batch_size=8,
-        steps_per_generation=2,
+        max_steps=arguments.updates * 2 * (arguments.completions // MICRO_BATCH),
+        per_device_train_batch_size=MICRO_BATCH,
+        steps_per_generation=arguments.completions // MICRO_BATCH,
         gradient_accumulation_steps=1,
         num_iterations=2,
         max_completion_length=arguments.max_completion_length,
-        per_device_eval_batch_size=EVALUATED,
-        logging_steps=4,
+        per_device_eval_batch_size=evaluated,
+        logging_steps=2 * (arguments.completions // MICRO_BATCH),
         bf16=False,
         gradient_checkpointing=False,
         use_cpu=not torch.accelerator.is_available(),
@@ -106,7 +107,7 @@ def run(arguments: argparse.Namespace, seed: int) -> dict[str, Any]:
     adapter = LoraConfig(r=arguments.lora_r, lora_alpha=32, target_modules=targets, task_type="CAUSAL_LM")
     trainer = PPOTrainer(arguments.model, reward, args, train, held_out, tokenizer, peft_config=adapter)
     trainer.remove_callback(PrinterCallback)
-    base = AutoModelForCausalLM.from_pretrained(arguments.model, dtype=torch.float32).eval()
+    base = AutoModelForCausalLM.from_pretrained(arguments.model, dtype=torch.float32).eval().to(trainer.model.device)
 
     def evaluate() -> dict[str, float]:
         reward.seen.clear()
@@ -147,6 +148,8 @@ def main() -> None:
     parser.add_argument("--data", type=Path, required=True, help="folder with the two files of prompts")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--updates", type=int, default=30)
+    parser.add_argument("--completions", type=int, default=16, help=f"of an update, a multiple of {MICRO_BATCH}")
+    parser.add_argument("--evaluated", type=int, default=32, help="held-out prompts")
     parser.add_argument("--learning_rate", type=float, default=2e-4)
     parser.add_argument("--max_completion_length", type=int, default=24)
     parser.add_argument("--dtype", default="float32", help="of what is not quantized")
@@ -154,9 +157,13 @@ def main() -> None:
     parser.add_argument("--lora_target_modules", nargs="+", help="layers with adapters; default: PEFT's for the model")
     parser.add_argument("--output", type=Path, default=Path("runs/ppo_sentiment"))
     arguments = parser.parse_args()
+    arguments.output.mkdir(parents=True, exist_ok=True)
     runs = []
     for seed in arguments.seeds:
-        runs.append(run(arguments, seed))
+        path = arguments.output / f"seed-{seed}.json"
+        if not path.is_file():
+            path.write_text(json.dumps(run(arguments, seed)))
+        runs.append(json.loads(path.read_text()))
         print(json.dumps(runs[-1]), flush=True)
     print(table(runs))
 

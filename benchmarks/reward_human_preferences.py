@@ -17,10 +17,11 @@ import os
 import statistics
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from dpo_human_preferences import ALLOCATOR, DTYPE_HELP, TARGETS_HELP, format_pair, write_formatted
+from dpo_human_preferences import ALLOCATOR, DTYPE_HELP, PARALLEL_HELP, TARGETS_HELP, format_pair, write_formatted
 
 from rlhf_ext import RewardModel
 from rlhf_ext.evaluation.calibration import calibration
@@ -141,6 +142,7 @@ def main() -> None:
     parser.add_argument("--dtype", default="bfloat16", help=f"with --adapter: {DTYPE_HELP}")
     parser.add_argument("--lora_r", type=int, default=16)
     parser.add_argument("--lora_target_modules", nargs="+", default=["all-linear"], help=TARGETS_HELP)
+    parser.add_argument("--parallel", type=int, default=1, help=PARALLEL_HELP)
     parser.add_argument("--output", type=Path, default=Path("runs/reward_human_preferences"))
     arguments = parser.parse_args()
     arguments.output.mkdir(parents=True, exist_ok=True)
@@ -153,7 +155,9 @@ def main() -> None:
         write_with_margin(source, arguments.output / f"margin_{arguments.preferences}.jsonl")
     columns = None
     for loss in arguments.losses:
-        runs = [evaluate(arguments, train(arguments, loss, seed)) for seed in range(arguments.seeds)]
+        with ThreadPoolExecutor(arguments.parallel) as pool:
+            folders = list(pool.map(lambda seed, loss=loss: train(arguments, loss, seed), range(arguments.seeds)))
+        runs = [evaluate(arguments, folder) for folder in folders]
         if columns is None:
             columns = list(runs[0])
             print(f"| trained on | loss | {' | '.join(columns)} |\n|{'---|' * (len(columns) + 2)}")

@@ -166,7 +166,8 @@ def peak_memory() -> str:
     """Return the most memory that this process has held."""
     parts = []
     if torch.cuda.is_available():
-        parts.append(f"{torch.cuda.max_memory_allocated() / GIB:.2f} GiB on the GPU")
+        used, reserved = (peak() / GIB for peak in (torch.cuda.max_memory_allocated, torch.cuda.max_memory_reserved))
+        parts.append(f"{used:.2f} GiB on the GPU ({reserved:.2f} reserved)")
     if sys.platform != "win32":
         import resource
 

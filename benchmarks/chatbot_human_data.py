@@ -25,6 +25,7 @@ from dpo_human_preferences import TARGETS_HELP
 from rlhf_ext import RewardModel
 from rlhf_ext.evaluation.judges import RewardModelJudge
 from rlhf_ext.evaluation.policy import win_rate
+from rlhf_ext.evaluation.rows import text_of
 from rlhf_ext.output_files import read_jsonl, write_jsonl
 
 SHARED: dict[str, Any] = {
@@ -143,7 +144,9 @@ def independent(arguments: argparse.Namespace, judge: Path) -> dict[str, Any]:
     found = {}
     for name in ("dpo", "ppo"):
         rows = list(read_jsonl(arguments.output / f"evaluate-{name}" / "completions.jsonl"))
-        rates = win_rate(other.prefer(*([row[column] for row in rows] for column in COMPARED)))
+        # Plain text, as the judge learned from: its tokenizer has no chat template.
+        prompts, *answers = ([text_of(row[column]) for row in rows] for column in COMPARED)
+        rates = win_rate(other.prefer(prompts, *answers))
         found[name] = {"win_rate": [rates.rate.value, rates.rate.low, rates.rate.high], "p": rates.sign_test_p}
     return found
 

@@ -104,6 +104,7 @@ def run(arguments: argparse.Namespace, seed: int) -> dict[str, Any]:
         disable_tqdm=True,
     )
     targets = arguments.lora_target_modules
+    targets = "all-linear" if targets == ["all-linear"] else targets
     adapter = LoraConfig(r=arguments.lora_r, lora_alpha=32, target_modules=targets, task_type="CAUSAL_LM")
     trainer = PPOTrainer(arguments.model, reward, args, train, held_out, tokenizer, peft_config=adapter)
     trainer.remove_callback(PrinterCallback)

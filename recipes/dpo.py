@@ -46,6 +46,7 @@ DEMO_DEFAULTS = {
     "per_device_train_batch_size": 8,
     "per_device_eval_batch_size": 40,
     "num_train_epochs": 1.0,
+    "train_sampling_strategy": "group_by_length",  # a third of the time went into padding
     "max_length": 256,
     "bf16": False,
     "gradient_checkpointing": False,

@@ -62,11 +62,11 @@ def pair_sections(trainer: Trainer, eval_rows: Any) -> PairSections:
 def _scored_rows(trainer: Trainer, count: int) -> list[dict[str, Any]] | None:
     """Return the rows that were scored, in the order of the scores.
 
-    None where these are not known: streamed rows, rows that came as tokens, or an order by length.
+    None where these are not known: streamed rows, or rows that came as tokens.
     """
     evaluated = trainer.eval_dataset.values() if isinstance(trainer.eval_dataset, dict) else [trainer.eval_dataset]
     known = all(isinstance(part, Dataset) and {"chosen", "rejected"} <= {*part.column_names} for part in evaluated)
-    if not known or trainer.args.train_sampling_strategy == "group_by_length":
+    if not known:
         return None
     columns = ("prompt", "chosen", "rejected")
     kept = (part.select_columns([name for name in columns if name in part.column_names]) for part in evaluated)

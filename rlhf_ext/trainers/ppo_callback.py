@@ -10,7 +10,7 @@ from torch.nn.utils import get_total_norm
 from torch.utils.data import Sampler
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from .ppo_checks import NotFiniteError, last_checkpoint
+from .ppo_checks import not_finite_gradient
 
 if TYPE_CHECKING:
     from .ppo import PPOTrainer
@@ -90,7 +90,8 @@ class PPOCallback(TrainerCallback):
         norm = get_total_norm(gradients)
         norm = norm.full_tensor() if isinstance(norm, DTensor) else norm
         if not args.fp16 and not norm.isfinite():  # fp16 scaling skips such steps by itself
-            raise NotFiniteError(f"The gradient is not finite. {last_checkpoint(args.output_dir)}")
+            named = (*trainer.model.named_parameters(), *trainer.critic.module.named_parameters("critic"))
+            raise not_finite_gradient(named, args.output_dir)
         if trainer.policy_is_frozen:
             for parameter in policy:
                 parameter.grad = None

@@ -2,7 +2,7 @@
 
 import logging
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +10,7 @@ from accelerate.utils import parse_flag_from_env
 from datasets import Dataset
 from peft import PeftModel
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 
 from .ppo_config import PPOConfig
 from .ppo_options import advantage_name
@@ -147,6 +148,20 @@ def not_finite_loss(rows: Tensor, prompts: Sequence[str], completions: Sequence[
     bad = (~rows.isfinite()).nonzero().flatten().tolist()
     sample = _excerpt(prompts[bad[0]], completions[bad[0]]) if bad else "none in particular"
     return NotFiniteError(f"The loss is not finite. The sample: {sample}. {last_checkpoint(folder)}")
+
+
+def not_finite_gradient(named: Iterable[tuple[str, nn.Parameter]], folder: str) -> NotFiniteError:
+    """Return the error for a gradient that is not finite, naming the first weight and the last checkpoint.
+
+    Args:
+        named: Weights with their names; of sharded ones, this process's part is looked at.
+        folder: Where checkpoints are.
+    """
+    gradients = ((name, weight.grad) for name, weight in named if weight.grad is not None)
+    local = ((name, part.to_local() if isinstance(part, DTensor) else part) for name, part in gradients)
+    bad = [name for name, part in local if not part.isfinite().all()]
+    first = f" It is that of {len(bad)} weights, the first of them {bad[0]}." if bad else ""
+    return NotFiniteError(f"The gradient is not finite. {last_checkpoint(folder)}{first}")
 
 
 def last_checkpoint(folder: str) -> str:

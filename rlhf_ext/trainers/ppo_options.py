@@ -87,6 +87,11 @@ def check_without_effect(args: "PPOConfig") -> None:
             f"multi_objective_aggregation={args.multi_objective_aggregation!r} has no effect: it normalises within "
             "groups of completions, and advantages come from a critic. Use reward_weights."
         )
+    if "train_sampling_strategy" in changed:
+        raise ValueError(
+            f"train_sampling_strategy={args.train_sampling_strategy!r} has no effect: TRL draws prompts at random, "
+            "or in their order with shuffle_dataset=False."
+        )
     if not args.init_kl_coef and (unused := [name for name in KL_IN_REWARD if name in changed]):
         raise ValueError(f"{' and '.join(unused)} have no effect with init_kl_coef=0.")
     if args.kl_target is None and "kl_horizon" in changed:

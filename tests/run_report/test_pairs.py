@@ -26,13 +26,12 @@ def undrawn(monkeypatch):
     monkeypatch.setattr(figures, "draw", lambda name, plot, *texts: Figure(name, b"", b"", *texts))
 
 
-def trainer_of(dataset, differences=DIFFERENCES, **args):
+def trainer_of(dataset, differences=DIFFERENCES):
     scores = torch.tensor(differences), torch.zeros(len(differences), dtype=torch.float64)
     return SimpleNamespace(
         eval_scores=scores,
         settings=SimpleNamespace(temperature=1.0),
         eval_dataset=dataset,
-        args=SimpleNamespace(**{"train_sampling_strategy": "random"} | args),
     )
 
 
@@ -68,17 +67,16 @@ def test_rows_that_were_dropped_are_counted_and_the_others_keep_their_lengths():
 
 
 @pytest.mark.parametrize(
-    ("dataset", "options"),
+    "dataset",
     [
-        (Dataset.from_list(ROWS).to_iterable_dataset(), {}),
-        (Dataset.from_dict({"chosen_ids": [[1]] * 96, "rejected_ids": [[2]] * 96}), {}),
-        (Dataset.from_list(ROWS), {"train_sampling_strategy": "group_by_length"}),
-        (Dataset.from_list(ROWS[:50]), {}),
+        Dataset.from_list(ROWS).to_iterable_dataset(),
+        Dataset.from_dict({"chosen_ids": [[1]] * 96, "rejected_ids": [[2]] * 96}),
+        Dataset.from_list(ROWS[:50]),
     ],
-    ids=["streamed", "tokenized", "in another order", "not those that were scored"],
+    ids=["streamed", "tokenized", "not those that were scored"],
 )
-def test_texts_that_are_not_known_are_said_to_be(dataset, options):
-    (section,) = pair_sections(trainer_of(dataset, **options), dataset).sections
+def test_texts_that_are_not_known_are_said_to_be(dataset):
+    (section,) = pair_sections(trainer_of(dataset), dataset).sections
     assert "Their texts are not known here" in section.text[1]
 
 

@@ -211,6 +211,7 @@ def test_defaults_are_those_of_the_guide(cpu_options):
     ("options", "message"),
     [
         ({"scale_rewards": "group"}, "scale_rewards='group' has no effect"),
+        ({"train_sampling_strategy": "sequential"}, "train_sampling_strategy=.sequential. has no effect"),
         ({"multi_objective_aggregation": "normalize_then_sum"}, "Use reward_weights"),
         ({"beta": 0.1}, "penalised twice"),
         ({"init_kl_coef": 0.0, "kl_estimator": "k3"}, "kl_estimator have no effect|kl_estimator has no effect"),

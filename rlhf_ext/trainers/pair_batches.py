@@ -1,0 +1,71 @@
+"""Batches of pairs of about the same length, which need less padding: `train_sampling_strategy="group_by_length"`."""
+
+from collections.abc import Iterator
+
+import torch
+from datasets import Dataset
+from torch.utils.data import Sampler
+from transformers import Trainer
+
+from .trains_critic import replaced
+
+
+class EpochSeededOrder(Sampler):
+    """Transformers' order by length, drawn from seed and epoch alone, so that a resumed run finds the same batches.
+
+    Args:
+        sampler: A `LengthGroupedSampler`, which would draw from the global generator.
+        seed: Of the run.
+    """
+
+    def __init__(self, sampler: Sampler, seed: int) -> None:
+        self.sampler, self.seed, self.epoch = sampler, seed, 0
+
+    def set_epoch(self, epoch: int) -> None:
+        """Called by Accelerate and Transformers when an epoch begins."""
+        self.epoch = epoch
+
+    def __iter__(self) -> Iterator[int]:
+        self.sampler.generator = torch.Generator().manual_seed(self.seed + self.epoch)
+        return iter(self.sampler)
+
+    def __len__(self) -> int:
+        return len(self.sampler)
+
+
+class GroupsPairsByLength(Trainer):
+    """A trainer of pairs that can group them by length; Transformers looks for `input_ids`, which pairs do not have."""
+
+    def _get_train_sampler(self, train_dataset: Dataset | None = None) -> Sampler | None:
+        """Adds the lengths of pairs, where they are asked for, and makes their order one of seed and epoch."""
+        dataset = self.train_dataset if train_dataset is None else train_dataset
+        if self.args.train_sampling_strategy != "group_by_length" or not isinstance(dataset, Dataset):
+            return super()._get_train_sampler(train_dataset)
+        name = self.args.length_column_name
+        if name not in dataset.column_names:
+            dataset = dataset.add_column(name, pair_lengths(dataset))
+        seed = self.args.seed if self.args.data_seed is None else self.args.data_seed
+        return EpochSeededOrder(super()._get_train_sampler(dataset), seed)
+
+    def _get_eval_sampler(self, eval_dataset: Dataset) -> Sampler | None:
+        """Leaves held-out rows in their order, which the report of a run relies on."""
+        with replaced(self.args, train_sampling_strategy="random"):
+            return super()._get_eval_sampler(eval_dataset)
+
+
+def pair_lengths(dataset: Dataset) -> list[int]:
+    """Return the tokens of each pair's longer text, with the prompt where that is a column of its own.
+
+    Raises:
+        ValueError: Rows without `chosen_ids` and `rejected_ids`, such as images, which are tokenized later.
+    """
+    columns = [name for name in ("prompt_ids", "chosen_ids", "rejected_ids") if name in dataset.column_names]
+    if not {"chosen_ids", "rejected_ids"} <= {*columns}:
+        raise ValueError(
+            "train_sampling_strategy='group_by_length' does not know how long these rows are: they are tokenized batch "
+            "by batch. Give them a column of lengths and name it as length_column_name, or use 'random'."
+        )
+    lengths = []
+    for row in dataset.select_columns(columns):
+        lengths.append(len(row.get("prompt_ids", [])) + max(len(row["chosen_ids"]), len(row["rejected_ids"])))
+    return lengths

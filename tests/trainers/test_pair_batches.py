@@ -1,0 +1,82 @@
+"""Pairs grouped by length: less padding, every pair once, the same order in a resumed run, held-out rows in theirs."""
+
+import pytest
+import torch
+from datasets import Dataset
+from torch.utils.data import SequentialSampler
+
+from rlhf_ext import DPOConfig, DPOTrainer, RewardConfig, RewardTrainer
+from rlhf_ext.demo.data import preference_dataset
+from rlhf_ext.trainers.pair_batches import pair_lengths
+
+KINDS = {"dpo": (DPOTrainer, DPOConfig), "reward": (RewardTrainer, RewardConfig)}
+PAIRS = 64
+
+
+@pytest.fixture(scope="module")
+def pairs():
+    return preference_dataset("train", size=PAIRS).select_columns(["prompt", "chosen", "rejected"])
+
+
+@pytest.fixture
+def make(cpu_options, model_name, pairs):
+    def make(kind, **options):
+        trainer, config = KINDS[kind]
+        args = config(**cpu_options | {"train_sampling_strategy": "group_by_length"} | options)
+        return trainer(model_name, args=args, train_dataset=pairs, eval_dataset=pairs)
+
+    return make
+
+
+def padding(trainer):
+    batches = [batch["attention_mask"] for batch in trainer.get_train_dataloader()]
+    assert sum(len(mask) for mask in batches) == 2 * PAIRS  # chosen and rejected
+    return sum((mask == 0).sum().item() for mask in batches) / sum(mask.numel() for mask in batches)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_batches_need_less_padding(kind, make):
+    assert padding(make(kind)) < 0.8 * padding(make(kind, train_sampling_strategy="random"))
+
+
+def test_length_of_a_pair_is_that_of_its_longer_side_with_the_prompt():
+    rows = {"chosen_ids": [[1, 2], [1]], "rejected_ids": [[1], [1, 2, 3]]}
+    assert pair_lengths(Dataset.from_dict(rows)) == [2, 3]
+    assert pair_lengths(Dataset.from_dict(rows | {"prompt_ids": [[1, 2, 3, 4], [1]]})) == [6, 4]
+
+
+def test_every_pair_comes_once_in_an_order_of_seed_and_epoch(make):
+    sampler, again = make("dpo")._get_train_sampler(), make("dpo")._get_train_sampler()
+    torch.manual_seed(1)
+    first = list(sampler)
+    torch.manual_seed(2)
+    assert sorted(first) == list(range(PAIRS)) and first == list(sampler) == list(again)
+    sampler.set_epoch(1)
+    second = list(sampler)
+    assert sorted(second) == list(range(PAIRS)) and second != first
+    assert list(make("dpo", seed=7)._get_train_sampler()) != first
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_held_out_rows_keep_their_order(kind, make):
+    trainer = make(kind)
+    assert isinstance(trainer._get_eval_sampler(trainer.eval_dataset), SequentialSampler)
+    assert trainer.args.train_sampling_strategy == "group_by_length"
+
+
+def test_resumed_run_equals_the_uninterrupted_one_bit_for_bit(make, tmp_path):
+    def train(folder, resume=None):
+        saving = {"save_strategy": "steps", "save_steps": 1, "max_steps": 6, "output_dir": str(tmp_path / folder)}
+        trainer = make("dpo", per_device_train_batch_size=16, **saving)
+        trainer.train(resume_from_checkpoint=resume)
+        return dict(trainer.model.named_parameters())
+
+    whole = train("whole")
+    for step in (2, 5):  # in the first epoch and in the second
+        resumed = train(f"resumed-{step}", str(tmp_path / f"whole/checkpoint-{step}"))
+        assert all(torch.equal(whole[name], weight) for name, weight in resumed.items())
+
+
+def test_lengths_that_are_not_known_are_asked_for():
+    with pytest.raises(ValueError, match="Give them a column of lengths and name it as length_column_name"):
+        pair_lengths(Dataset.from_dict({"images": [1]}))

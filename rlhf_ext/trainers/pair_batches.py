@@ -3,8 +3,8 @@
 from collections.abc import Iterator
 
 import torch
-from datasets import Dataset
-from torch.utils.data import Sampler
+from datasets import Dataset, IterableDataset
+from torch.utils.data import DataLoader, Sampler
 from transformers import Trainer
 
 from .trains_critic import replaced
@@ -35,6 +35,15 @@ class EpochSeededOrder(Sampler):
 
 class GroupsPairsByLength(Trainer):
     """A trainer of pairs that can group them by length; Transformers looks for `input_ids`, which pairs do not have."""
+
+    def get_train_dataloader(self) -> DataLoader:
+        """Refuses to group streamed pairs, which Transformers would take as they come."""
+        if self.args.train_sampling_strategy == "group_by_length" and isinstance(self.train_dataset, IterableDataset):
+            raise ValueError(
+                "train_sampling_strategy='group_by_length' has no effect on streamed pairs, whose lengths are "
+                "not known before they come: do not stream them, or drop the option."
+            )
+        return super().get_train_dataloader()
 
     def _get_train_sampler(self, train_dataset: Dataset | None = None) -> Sampler | None:
         """Adds the lengths of pairs, where they are asked for, and makes their order one of seed and epoch."""

@@ -77,6 +77,13 @@ def test_resumed_run_equals_the_uninterrupted_one_bit_for_bit(make, tmp_path):
         assert all(torch.equal(whole[name], weight) for name, weight in resumed.items())
 
 
+def test_streamed_pairs_are_not_grouped(cpu_options, model_name, pairs):
+    args = DPOConfig(**cpu_options | {"train_sampling_strategy": "group_by_length"})
+    trainer = DPOTrainer(model_name, args=args, train_dataset=pairs.to_iterable_dataset())
+    with pytest.raises(ValueError, match="has no effect on streamed pairs"):
+        trainer.train()
+
+
 def test_lengths_that_are_not_known_are_asked_for():
     with pytest.raises(ValueError, match="Give them a column of lengths and name it as length_column_name"):
         pair_lengths(Dataset.from_dict({"images": [1]}))

@@ -3,6 +3,7 @@
 import math
 import random
 from collections.abc import Callable
+from functools import cache
 from typing import TYPE_CHECKING
 
 from rlhf_ext.demo.judge import judge
@@ -47,9 +48,14 @@ def preference_dataset(split: str = "train", seed: int = 0, size: int | None = N
         annotator preferred the chosen response, from 1 to 3) and gold_margin (by how much the gold judge prefers it;
         negative where the annotator erred).
     """
+    return _dataset(list(draw_preferences(split, seed, PREFERENCE_SIZES[split] if size is None else size, noise)))
+
+
+@cache
+def draw_preferences(split: str, seed: int, size: int, noise: bool) -> tuple[dict, ...]:
+    """Return the rows of `preference_dataset`, drawn once in a process: the judge has to read every answer."""
     rng = random.Random(f"preferences {split} {seed}")
-    size = PREFERENCE_SIZES[split] if size is None else size
-    return _dataset([_preference(split, rng, NOISE_SCALE if noise else 0.0) for _ in range(size)])
+    return tuple(_preference(split, rng, NOISE_SCALE if noise else 0.0) for _ in range(size))
 
 
 def sft_dataset(split: str = "train", seed: int = 0, size: int | None = None) -> "Dataset":

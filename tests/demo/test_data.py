@@ -9,7 +9,14 @@ import time
 
 import pytest
 
-from rlhf_ext.demo.data import base_dataset, lesson_dataset, preference_dataset, prompt_dataset, sft_dataset
+from rlhf_ext.demo.data import (
+    base_dataset,
+    draw_preferences,
+    lesson_dataset,
+    preference_dataset,
+    prompt_dataset,
+    sft_dataset,
+)
 from rlhf_ext.demo.judge import is_refusal, is_unsafe, judge
 from rlhf_ext.demo.topics import EVERYDAY, UNSAFE
 from rlhf_ext.demo.world import Attributes, draw_attributes, draw_prompt, prompts, write_response
@@ -40,7 +47,9 @@ def test_the_world_is_large_enough():
 
 @pytest.mark.parametrize("make", ALL)
 def test_data_follow_from_the_seed(make):
-    first, again, other = (make("train", seed=seed, size=40).to_list() for seed in (3, 3, 4))
+    first, other = (make("train", seed=seed, size=40).to_list() for seed in (3, 4))
+    draw_preferences.cache_clear()
+    again = make("train", seed=3, size=40).to_list()
     assert first == again
     assert first != other
 

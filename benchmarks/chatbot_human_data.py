@@ -126,7 +126,7 @@ def train_judge(arguments: argparse.Namespace, files: dict[str, Path]) -> Path:
 
 
 def compare(arguments: argparse.Namespace, files: dict[str, Path], folders: dict[str, Path]) -> dict[str, Any]:
-    """Let each policy and the SFT model answer the held-out prompts; return the results by policy and judge."""
+    """Let each policy and the SFT model answer the held-out prompts; return the results by policy."""
     found = {}
     for name in ("dpo", "ppo"):
         place = arguments.output / f"evaluate-{name}"

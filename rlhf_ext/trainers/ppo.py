@@ -39,8 +39,9 @@ from .ppo_checks import (
 )
 from .ppo_config import PPOConfig
 from .ppo_metrics import completion_metrics, loss_metrics, value_metrics
+from .replaced import replaced
 from .resume import ResumesExactly
-from .trains_critic import TrainsCritic, replaced
+from .trains_critic import TrainsCritic
 
 logger = logging.getLogger(__name__)
 

@@ -1,8 +1,7 @@
 """A trainer whose optimizer and checkpoints hold a critic beside the model."""
 
 import json
-from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +12,7 @@ from transformers import Trainer
 from ..critics import AdapterCritic, Critic
 from ..kl import AdaptiveKLController, FixedKLController
 from ..running_stats import RunningMeanStd
+from .replaced import replaced
 
 CRITIC = "critic"  # folder beside the policy, and group in the optimizer
 STATE_FILE = "ppo_state.json"
@@ -100,14 +100,3 @@ class TrainsCritic(Trainer):
         if not self.is_fsdp_enabled:
             return nullcontext()
         return replaced(self, model=nn.ModuleDict({"policy": self.model, CRITIC: self.critic.module}))
-
-
-@contextmanager
-def replaced(target: Any, **attributes: Any) -> Iterator[None]:
-    """Set attributes of `target`, and set them back, whatever happens."""
-    saved = {name: getattr(target, name) for name in attributes}
-    vars(target).update(attributes)
-    try:
-        yield
-    finally:
-        vars(target).update(saved)

@@ -36,6 +36,7 @@ from rlhf_ext.quantization import keep_gradients_on_cpu
 from rlhf_ext.report import evaluate_before, save_run
 from rlhf_ext.run_folder import check_output_dir
 from rlhf_ext.run_report.samples import SampleCallback
+from rlhf_ext.trainers.length_groups import GroupsByLength
 from rlhf_ext.trainers.resume import ResumesExactly
 
 OUTPUT_DIR = "runs/sft"
@@ -49,6 +50,7 @@ DEMO_DEFAULTS = {
     "per_device_train_batch_size": 16,
     "per_device_eval_batch_size": 50,
     "num_train_epochs": 2.0,
+    "train_sampling_strategy": "group_by_length",  # less padding
     "max_length": 256,
     "bf16": False,
     "gradient_checkpointing": False,
@@ -76,8 +78,8 @@ class SFTArguments(RecipeArguments):
     )
 
 
-class ResumableSFTTrainer(ResumesExactly, SFTTrainer):
-    """`trl.SFTTrainer` that makes no step beyond the last one when a finished run is resumed."""
+class ResumableSFTTrainer(ResumesExactly, GroupsByLength, SFTTrainer):
+    """`trl.SFTTrainer` whose resumed run equals the uninterrupted one, also with rows grouped by length."""
 
 
 def main(script_args: SFTArguments, training_args: SFTConfig, model_args: ModelConfig) -> None:

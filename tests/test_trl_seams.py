@@ -40,7 +40,7 @@ SEAMS = [
     (Accelerator, "prepare_model", "self._models.append(model)", "the same"),
     (Trainer, "_get_dataloader", "self.data_collator", "the collator is read when training starts"),
     (Trainer, "_get_train_sampler", "train_dataset[self.args.length_column_name]", "grouping pairs by length"),
-    (Trainer, "_get_train_sampler", "return LengthGroupedSampler(", "an order that depends on seed and epoch"),
+    (Trainer, "_get_train_sampler", "return LengthGroupedSampler(", "grouping by length in an order of seed and epoch"),
     (Trainer, "_get_eval_sampler", 'self.args.train_sampling_strategy == "group_by_length"', "held-out rows in order"),
     # Reward models
     (trl.RewardTrainer, "_set_signature_columns_if_needed", '"chosen_ids", "rejected_ids", "margin"', "extra columns"),

@@ -4,6 +4,7 @@ import os
 import warnings
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -22,6 +23,7 @@ from .statistics import Bootstrap
 
 DEMO_MODEL = "runs/reward-demo"  # trained where the demo is to be evaluated and there is nothing yet
 REWARD_RUNS = "runs/reward*"  # where recipes/reward.py leaves its models
+LastScores = dict[RewardModel, tuple[list[Any], list[float]]]  # the texts that each model scored last, and the scores
 
 
 def evaluate_reward_models(data: EvaluationOptions, options: RewardOptions) -> Evaluation:
@@ -40,7 +42,8 @@ def evaluate_reward_models(data: EvaluationOptions, options: RewardOptions) -> E
         raise ArgumentError(f"--other_model {options.other_model} is the model itself: name another one.")
     loaded = [RewardModel.from_pretrained(name, max_length=options.max_length) for name in names]
     models = dict(zip(short_names(names), loaded, strict=True))
-    reports = [_evaluate(rows, models, data, options) for rows in datasets]
+    last_scores: LastScores = {}
+    reports = [_evaluate(rows, models, data, options, last_scores) for rows in datasets]
     title = "Reward models {} and {}" if len(names) > 1 else "Reward model {}"
     return Evaluation(title.format(*models), datasets[0].source, [*models], reports)
 
@@ -80,13 +83,17 @@ def _newest_model(data: EvaluationOptions) -> str:
 
 
 def _evaluate(
-    rows: Pairs | RatedAnswers, models: dict[str, RewardModel], data: EvaluationOptions, options: RewardOptions
+    rows: Pairs | RatedAnswers,
+    models: dict[str, RewardModel],
+    data: EvaluationOptions,
+    options: RewardOptions,
+    last_scores: LastScores,
 ) -> Report:
     fitting = _without_long_prompts(rows, models.values(), drop=options.drop_long_prompts)
     with warnings.catch_warnings(record=True) as caught:  # of texts that are cut; shown below and on the page
         warnings.simplefilter("ignore")
         warnings.simplefilter("always", UserWarning)
-        scores = {name: _scores(model, fitting, data.batch_size) for name, model in models.items()}
+        scores = {name: _scores(model, fitting, data.batch_size, last_scores) for name, model in models.items()}
     bootstrap = Bootstrap(seed=data.seed)
     if isinstance(fitting, Pairs):
         pairs = [ScoredPairs(name, *columns, models[name].temperature) for name, columns in scores.items()]
@@ -123,18 +130,26 @@ def _without_long_prompts(
     return select(rows, [row for row in range(len(examples)) if row not in long]) if long else rows
 
 
-def _scores(model: RewardModel, rows: Pairs | RatedAnswers, batch_size: int | None) -> list[np.ndarray]:
-    """Return the scores of each column of answers, scored together: a prompt that they share is run once."""
+def _scores(
+    model: RewardModel, rows: Pairs | RatedAnswers, batch_size: int | None, last_scores: LastScores
+) -> list[np.ndarray]:
+    """Return the scores of each column of answers, scored together: a prompt that they share is run once.
+
+    Texts that the model has just scored are not scored again: the demo's ratings are of the answers of its pairs.
+    """
     answers = _answers(rows)
     texts = [text for column in answers.values() for text in inputs(rows.prompts, column)]
+    last_texts, scores = last_scores.get(model, (None, []))
     try:
-        scores = model.score(texts, batch_size=batch_size)
+        if texts != last_texts:
+            scores = model.score(texts, batch_size=batch_size)
     except InputError as error:
         if error.place.index is None:
             raise
         column, row = divmod(error.place.index, len(rows.prompts))
         place = {"source": rows.source, "row": rows.numbers[row], "column": [*answers][column]}
         raise DataError(error.problem, "", **place) from error
+    last_scores[model] = texts, scores
     return np.split(np.array(scores, dtype=np.float64), len(answers))
 
 

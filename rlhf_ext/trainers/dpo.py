@@ -20,7 +20,7 @@ from transformers import PreTrainedModel
 from ..losses.dpo import DPOBatch
 from ..plugins import KINDS, PluginError, find_entry_points, find_registered
 from ..quantization import keep_gradients_on_cpu
-from .pair_batches import GroupsPairsByLength
+from .length_groups import GroupsByLength
 from .plugin_losses import (
     bind_losses,
     check_extras_of,
@@ -151,7 +151,7 @@ def _check_names(loss_type: list[str]) -> None:
             )
 
 
-class DPOTrainer(ResumesExactly, GroupsPairsByLength, trl.DPOTrainer):
+class DPOTrainer(ResumesExactly, GroupsByLength, trl.DPOTrainer):
     """`trl.DPOTrainer` whose `loss_type` also takes plugin losses. Arguments and behaviour are otherwise TRL's.
 
     ```python

@@ -30,7 +30,7 @@ from ..pooling import classification_module, pool_by_attention_mask
 from ..quantization import keep_gradients_on_cpu
 from ..reward_layers import score_layer, unquantized
 from ..reward_settings import RewardModelSettings, dtype_name
-from .pair_batches import GroupsPairsByLength
+from .length_groups import GroupsByLength
 from .plugin_losses import check_extras_of, check_losses, collate_with_extras
 from .resume import ResumesExactly
 from .reward_config import RewardConfig
@@ -43,7 +43,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 
-class RewardTrainer(ResumesExactly, GroupsPairsByLength, trl.RewardTrainer):
+class RewardTrainer(ResumesExactly, GroupsByLength, trl.RewardTrainer):
     """`trl.RewardTrainer` whose loss is a plugin, with a margin by default. Arguments are otherwise TRL's.
 
     ```python

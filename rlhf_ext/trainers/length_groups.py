@@ -1,4 +1,4 @@
-"""Batches of pairs of about the same length, which need less padding: `train_sampling_strategy="group_by_length"`."""
+"""Batches of rows of about the same length, which need less padding: `train_sampling_strategy="group_by_length"`."""
 
 from collections.abc import Iterator
 
@@ -33,25 +33,28 @@ class EpochSeededOrder(Sampler):
         return len(self.sampler)
 
 
-class GroupsPairsByLength(Trainer):
-    """A trainer of pairs that can group them by length; Transformers looks for `input_ids`, which pairs do not have."""
+class GroupsByLength(Trainer):
+    """Groups pairs by length, too, and rows of any kind in the same order in a resumed run.
+
+    Transformers looks for `input_ids`, which pairs do not have, and draws an order that a resumed run does not find.
+    """
 
     def get_train_dataloader(self) -> DataLoader:
-        """Refuses to group streamed pairs, which Transformers would take as they come."""
+        """Refuses to group streamed rows, which Transformers would take as they come."""
         if self.args.train_sampling_strategy == "group_by_length" and isinstance(self.train_dataset, IterableDataset):
             raise ValueError(
-                "train_sampling_strategy='group_by_length' has no effect on streamed pairs, whose lengths are "
+                "train_sampling_strategy='group_by_length' has no effect on streamed rows, whose lengths are "
                 "not known before they come: do not stream them, or drop the option."
             )
         return super().get_train_dataloader()
 
     def _get_train_sampler(self, train_dataset: Dataset | None = None) -> Sampler | None:
-        """Adds the lengths of pairs, where they are asked for, and makes their order one of seed and epoch."""
+        """Adds the lengths of pairs, where they are asked for, and makes the order one of seed and epoch."""
         dataset = self.train_dataset if train_dataset is None else train_dataset
         if self.args.train_sampling_strategy != "group_by_length" or not isinstance(dataset, Dataset):
             return super()._get_train_sampler(train_dataset)
         name = self.args.length_column_name
-        if name not in dataset.column_names:
+        if not {name, "input_ids"} & {*dataset.column_names}:
             dataset = dataset.add_column(name, pair_lengths(dataset))
         seed = self.args.seed if self.args.data_seed is None else self.args.data_seed
         return EpochSeededOrder(super()._get_train_sampler(dataset), seed)

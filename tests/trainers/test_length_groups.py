@@ -1,15 +1,26 @@
-"""Pairs grouped by length: less padding, every pair once, the same order in a resumed run, held-out rows in theirs."""
+"""Rows grouped by length: less padding, each once, the same order in a resumed run, held-out rows in theirs."""
 
 import pytest
 import torch
 from datasets import Dataset
 from torch.utils.data import SequentialSampler
+from trl import SFTConfig, SFTTrainer
 
 from rlhf_ext import DPOConfig, DPOTrainer, RewardConfig, RewardTrainer
 from rlhf_ext.demo.data import preference_dataset
-from rlhf_ext.trainers.pair_batches import pair_lengths
+from rlhf_ext.trainers.length_groups import GroupsByLength, pair_lengths
+from rlhf_ext.trainers.resume import ResumesExactly
 
-KINDS = {"dpo": (DPOTrainer, DPOConfig), "reward": (RewardTrainer, RewardConfig)}
+
+class GroupingSFTTrainer(ResumesExactly, GroupsByLength, SFTTrainer):
+    """What `recipes/sft.py` trains."""
+
+
+KINDS = {
+    "dpo": (DPOTrainer, DPOConfig),
+    "reward": (RewardTrainer, RewardConfig),
+    "sft": (GroupingSFTTrainer, SFTConfig),
+}
 PAIRS = 64
 
 
@@ -23,14 +34,18 @@ def make(cpu_options, model_name, pairs):
     def make(kind, rows=PAIRS, **options):
         trainer, config = KINDS[kind]
         args = config(**cpu_options | {"train_sampling_strategy": "group_by_length"} | options)
-        return trainer(model_name, args=args, train_dataset=pairs.select(range(rows)), eval_dataset=pairs)
+        data = pairs
+        if kind == "sft":
+            data = pairs.rename_column("chosen", "completion").remove_columns("rejected")
+        return trainer(model_name, args=args, train_dataset=data.select(range(rows)), eval_dataset=data)
 
     return make
 
 
 def padding(trainer):
     batches = [batch["attention_mask"] for batch in trainer.get_train_dataloader()]
-    assert sum(len(mask) for mask in batches) == 2 * PAIRS  # chosen and rejected
+    texts = 1 if isinstance(trainer, SFTTrainer) else 2  # chosen and rejected
+    assert sum(len(mask) for mask in batches) == texts * PAIRS
     return sum((mask == 0).sum().item() for mask in batches) / sum(mask.numel() for mask in batches)
 
 
@@ -45,8 +60,9 @@ def test_length_of_a_pair_is_that_of_its_longer_side_with_the_prompt():
     assert pair_lengths(Dataset.from_dict(rows | {"prompt_ids": [[1, 2, 3, 4], [1]]})) == [6, 4]
 
 
-def test_every_pair_comes_once_in_an_order_of_seed_and_epoch(make):
-    sampler, again = make("dpo")._get_train_sampler(), make("dpo")._get_train_sampler()
+@pytest.mark.parametrize("kind", ["dpo", "sft"])
+def test_every_row_comes_once_in_an_order_of_seed_and_epoch(kind, make):
+    sampler, again = make(kind)._get_train_sampler(), make(kind)._get_train_sampler()
     torch.manual_seed(1)
     first = list(sampler)
     torch.manual_seed(2)
@@ -54,7 +70,7 @@ def test_every_pair_comes_once_in_an_order_of_seed_and_epoch(make):
     sampler.set_epoch(1)
     second = list(sampler)
     assert sorted(second) == list(range(PAIRS)) and second != first
-    assert list(make("dpo", seed=7)._get_train_sampler()) != first
+    assert list(make(kind, seed=7)._get_train_sampler()) != first
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -64,10 +80,11 @@ def test_held_out_rows_keep_their_order(kind, make):
     assert trainer.args.train_sampling_strategy == "group_by_length"
 
 
-def test_resumed_run_equals_the_uninterrupted_one_bit_for_bit(make, tmp_path):
+@pytest.mark.parametrize("kind", ["dpo", "sft"])
+def test_resumed_run_equals_the_uninterrupted_one_bit_for_bit(kind, make, tmp_path):
     def train(folder, resume=None):
         saving = {"save_strategy": "steps", "save_steps": 1, "max_steps": 6, "output_dir": str(tmp_path / folder)}
-        trainer = make("dpo", rows=16, per_device_train_batch_size=4, **saving)
+        trainer = make(kind, rows=16, per_device_train_batch_size=4, **saving)
         trainer.train(resume_from_checkpoint=resume)
         return dict(trainer.model.named_parameters())
 
@@ -80,7 +97,7 @@ def test_resumed_run_equals_the_uninterrupted_one_bit_for_bit(make, tmp_path):
 def test_streamed_pairs_are_not_grouped(cpu_options, model_name, pairs):
     args = DPOConfig(**cpu_options | {"train_sampling_strategy": "group_by_length"})
     trainer = DPOTrainer(model_name, args=args, train_dataset=pairs.to_iterable_dataset())
-    with pytest.raises(ValueError, match="has no effect on streamed pairs"):
+    with pytest.raises(ValueError, match="has no effect on streamed rows"):
         trainer.train()
 
 

@@ -32,6 +32,7 @@ from rlhf_ext.chatbot_report import summarize
 from rlhf_ext.data_checks import DataError
 from rlhf_ext.errors import one_line_errors
 from rlhf_ext.pipeline import PhaseError, Pipeline, unfinished_output_dir
+from rlhf_ext.threads import use_all_cores
 
 
 def main(args: ChatbotArguments) -> None:
@@ -56,5 +57,6 @@ def main(args: ChatbotArguments) -> None:
 
 
 if __name__ == "__main__":
+    use_all_cores()
     with one_line_errors(ArgumentError, DataError, PhaseError, kept="The same command goes on where it stopped."):
         main(*parse_options((ChatbotArguments,), {}))

@@ -43,6 +43,7 @@ from rlhf_ext.prompts import load_prompts
 from rlhf_ext.run_folder import free_output_dir
 from rlhf_ext.run_report.facts import script_facts
 from rlhf_ext.self_revision import Reviser, RevisionSettings
+from rlhf_ext.threads import use_all_cores
 from rlhf_ext.transcripts import (
     SOURCES,
     Prompts,
@@ -226,5 +227,6 @@ def parse() -> ConstitutionalArguments:
 
 
 if __name__ == "__main__":
+    use_all_cores()
     with one_line_errors(*ERRORS, kept="The same command goes on after the last batch that was saved."):
         main(parse())

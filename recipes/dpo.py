@@ -33,6 +33,7 @@ from rlhf_ext.progress import show_short_progress
 from rlhf_ext.report import evaluate_before, save_run
 from rlhf_ext.run_folder import check_output_dir
 from rlhf_ext.run_report.samples import SampleCallback
+from rlhf_ext.threads import use_all_cores
 
 OUTPUT_DIR = "runs/dpo"
 # What fits the embedded model (1.7 million parameters, fully trained); other models get TRL's defaults.
@@ -109,5 +110,6 @@ def main(script_args: RecipeArguments, training_args: DPOConfig, model_args: Mod
 
 
 if __name__ == "__main__":
+    use_all_cores()
     with one_line_errors(ArgumentError, DataError, PluginError):
         main(*parse_arguments((RecipeArguments, DPOConfig, ModelConfig), DEMO_DEFAULTS, OUTPUT_DIR))

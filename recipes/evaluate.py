@@ -45,6 +45,7 @@ from rlhf_ext.plugins import PluginError
 from rlhf_ext.reward_loading import RewardModelError
 from rlhf_ext.run_folder import free_output_dir
 from rlhf_ext.run_report.facts import script_facts
+from rlhf_ext.threads import use_all_cores
 
 OPTIONS = (EvaluationOptions, RewardOptions, PolicyOptions)
 ERRORS = (
@@ -104,5 +105,6 @@ def save(evaluation: Evaluation, output_dir: Path) -> None:
 
 
 if __name__ == "__main__":
+    use_all_cores()
     with one_line_errors(*ERRORS, kept="Nothing was lost but time: give the same command again."):
         main(*parse_options(OPTIONS, {}))

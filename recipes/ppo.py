@@ -44,6 +44,7 @@ from rlhf_ext.report import evaluate_before, save_run
 from rlhf_ext.reward_loading import RewardModelError
 from rlhf_ext.run_folder import check_output_dir
 from rlhf_ext.run_report.samples import SampleCallback
+from rlhf_ext.threads import use_all_cores
 from rlhf_ext.trainers.ppo_checks import NotFiniteError
 
 OUTPUT_DIR = "runs/ppo"
@@ -156,5 +157,6 @@ def main(script_args: PPOArguments, training_args: PPOConfig, model_args: PPOMod
 
 
 if __name__ == "__main__":
+    use_all_cores()
     with one_line_errors(ArgumentError, DataError, PluginError, RewardModelError, InputError, NotFiniteError):
         main(*parse_arguments((PPOArguments, PPOConfig, PPOModelConfig), DEMO_DEFAULTS, OUTPUT_DIR))

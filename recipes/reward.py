@@ -35,6 +35,7 @@ from rlhf_ext.plugins import PluginError
 from rlhf_ext.progress import show_short_progress
 from rlhf_ext.report import evaluate_before, save_run
 from rlhf_ext.run_folder import check_output_dir
+from rlhf_ext.threads import use_all_cores
 
 OUTPUT_DIR = "runs/reward"
 DEMO_DEFAULTS = {**TRAINING, "max_train_samples": PAIRS["train"], "max_eval_samples": PAIRS["test"]}
@@ -104,5 +105,6 @@ def main(script_args: RecipeArguments, training_args: RewardConfig, model_args: 
 
 
 if __name__ == "__main__":
+    use_all_cores()
     with one_line_errors(ArgumentError, DataError, PluginError):
         main(*parse_arguments((RecipeArguments, RewardConfig, RewardModelConfig), DEMO_DEFAULTS, OUTPUT_DIR))

@@ -36,6 +36,7 @@ from rlhf_ext.quantization import keep_gradients_on_cpu
 from rlhf_ext.report import evaluate_before, save_run
 from rlhf_ext.run_folder import check_output_dir
 from rlhf_ext.run_report.samples import SampleCallback
+from rlhf_ext.threads import use_all_cores
 from rlhf_ext.trainers.length_groups import GroupsByLength
 from rlhf_ext.trainers.resume import ResumesExactly
 
@@ -125,5 +126,6 @@ def main(script_args: SFTArguments, training_args: SFTConfig, model_args: ModelC
 
 
 if __name__ == "__main__":
+    use_all_cores()
     with one_line_errors(ArgumentError, DataError, InputError):
         main(*parse_arguments((SFTArguments, SFTConfig, ModelConfig), DEMO_DEFAULTS, OUTPUT_DIR))

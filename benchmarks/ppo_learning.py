@@ -77,7 +77,9 @@ def write_policy(folder: Path, seed: int) -> str:
     return str(folder)
 
 
-def make_trainer(side: str, policy: str, *, updates: int, learning_rate: float, seed: int) -> trl.GRPOTrainer:
+def make_trainer(
+    side: str, policy: str, *, updates: int, learning_rate: float, seed: int, entropy_coef: float = 0.0
+) -> trl.GRPOTrainer:
     """Build one side's trainer."""
     options: dict[str, Any] = {
         "output_dir": f"{policy}/out",
@@ -105,7 +107,8 @@ def make_trainer(side: str, policy: str, *, updates: int, learning_rate: float, 
     if side == "rloo":
         config = trl.RLOOConfig(**options, num_generations=GENERATIONS, beta=0.0)
         return trl.RLOOTrainer(policy, part_of_places, config, dataset, peft_config=adapter)
-    config = PPOConfig(**options, critic=side, init_kl_coef=0.0, lam=1.0, vf_coef=0.5, **CRITIC_OPTIONS[side])
+    options |= {"critic": side, "init_kl_coef": 0.0, "lam": 1.0, "vf_coef": 0.5, "entropy_coef": entropy_coef}
+    config = PPOConfig(**options, **CRITIC_OPTIONS[side])
     return PPOTrainer(policy, part_of_places, config, dataset, peft_config=adapter)
 
 
@@ -120,12 +123,13 @@ def mean_reward(trainer: trl.GRPOTrainer, completions: int = 512) -> float:
     return statistics.mean(part_of_places(ids.tolist()))
 
 
-def run(side: str, *, updates: int, learning_rate: float, seed: int) -> dict[str, Any]:
+def run(side: str, *, updates: int, learning_rate: float, seed: int, entropy_coef: float = 0.0) -> dict[str, Any]:
     """Train one side with one seed."""
     start = time.perf_counter()
     with tempfile.TemporaryDirectory() as folder:
         policy = write_policy(Path(folder), seed)
-        trainer = make_trainer(side, policy, updates=updates, learning_rate=learning_rate, seed=seed)
+        options = {"updates": updates, "learning_rate": learning_rate, "seed": seed, "entropy_coef": entropy_coef}
+        trainer = make_trainer(side, policy, **options)
         trainer.remove_callback(PrinterCallback)
         trainer.train()
         rewards = [entry["reward"] for entry in trainer.state.log_history if "reward" in entry]
@@ -159,15 +163,19 @@ def main() -> None:
     parser.add_argument("--sides", nargs="+", choices=["rloo", *CRITICS], default=["rloo", *CRITICS])
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--updates", type=int, default=60)
+    parser.add_argument("--entropy_coef", type=float, default=0.0, help="of the entropy bonus, which RLOO has not")
     parser.add_argument("--search", action="store_true", help="try several learning rates, on seeds of their own")
     arguments = parser.parse_args()
+    if arguments.entropy_coef and "rloo" in arguments.sides:
+        parser.error("--entropy_coef has no effect on rloo: leave it out with --sides")
     disable_progress_bar()
     first = 1000 if arguments.search else 0
     runs = []
     for seed in range(first, first + arguments.seeds):
         for side in arguments.sides:
             for rate in SEARCHED if arguments.search else [LEARNING_RATES[side]]:
-                runs.append(run(side, updates=arguments.updates, learning_rate=rate, seed=seed))
+                options = {"updates": arguments.updates, "entropy_coef": arguments.entropy_coef}
+                runs.append(run(side, learning_rate=rate, seed=seed, **options))
                 print(runs[-1], file=sys.stderr, flush=True)
     print(json.dumps({"torch": torch.__version__, "trl": trl.__version__, "runs": runs}, indent=2))
     print(table(runs))

@@ -1,9 +1,12 @@
 """Programs in processes of their own, which can be killed and leave nothing behind, without the seconds of imports.
 
 They are forked from a process that has imported everything and done nothing else. What a user's first command meets
-besides, the imports and `accelerate launch`, is tested in `recipes/test_dpo.py`.
+besides, the imports and `accelerate launch`, is tested in `recipes/test_dpo.py`. Figures are plotted, but only rendered
+where a test says `renders=True`: that takes as long as all else in a short run.
 """
 
+import base64
+import io
 import multiprocessing
 import os
 import runpy
@@ -20,6 +23,9 @@ from subprocess import CompletedProcess
 ROOT = Path(__file__).parents[1]
 CONTEXT = multiprocessing.get_context("forkserver")
 OUTPUT, ERRORS = "stdout", "stderr"
+PIXEL = base64.b64decode(  # a PNG
+    "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAQAAAC1HAwCAAAAC0lEQVR42mNk+A8AAQUBAScY42YAAAAASUVORK5CYII="
+)
 
 
 @cache
@@ -35,10 +41,14 @@ def _start_forkserver():
         os.environ["PYTHONPATH"] = before
 
 
-def _main(script, arguments, environment, folder, cwd):
+def _main(script, arguments, environment, folder, cwd, renders):
+    from matplotlib.figure import Figure
+
     from rlhf_ext import pipeline
 
     pipeline.run_recipe = _run_phase
+    if not renders:
+        Figure.savefig = _save_pixel
     signal.signal(signal.SIGINT, signal.default_int_handler)  # which a test run in the background ignores
     os.environ.update(environment)
     for name, descriptor in ((OUTPUT, 1), (ERRORS, 2)):
@@ -47,6 +57,14 @@ def _main(script, arguments, environment, folder, cwd):
         os.chdir(cwd)
     sys.path[:0] = filter(None, environment.get("PYTHONPATH", "").split(os.pathsep))
     _run_script(script, arguments)
+
+
+def _save_pixel(figure, target, **options):
+    """Write what takes the place of the rendered figure."""
+    if isinstance(target, io.BytesIO):
+        target.write(PIXEL)
+    else:
+        Path(target).write_bytes(PIXEL)
 
 
 def _run_script(script, arguments):
@@ -73,13 +91,12 @@ def _phase(command, environment):
     _run_script(command[0], command[1:])
 
 
-def start(script, *arguments, environment=None, folder=None, cwd=None):
+def start(script, *arguments, environment=None, folder=None, cwd=None, renders=False):
     """Start a program; its standard output and error go into files of `folder`."""
     _start_forkserver()
     folder = folder or tempfile.mkdtemp()
-    process = CONTEXT.Process(
-        target=_main, args=(str(script), [str(word) for word in arguments], environment or {}, str(folder), cwd)
-    )
+    words = [str(word) for word in arguments]
+    process = CONTEXT.Process(target=_main, args=(str(script), words, environment or {}, str(folder), cwd, renders))
     process.start()
     return process
 
@@ -96,10 +113,10 @@ def kill_after(path, script, *arguments, delay=0.0, timeout=200):
     process.join()
 
 
-def run(script, *arguments, environment=None, cwd=None, timeout=250):
+def run(script, *arguments, environment=None, cwd=None, renders=False, timeout=250):
     """Do what `subprocess.run` does with captured output."""
     with tempfile.TemporaryDirectory() as folder:
-        process = start(script, *arguments, environment=environment, folder=folder, cwd=cwd)
+        process = start(script, *arguments, environment=environment, folder=folder, cwd=cwd, renders=renders)
         return _result(process, folder, [script, *arguments], time.monotonic() + timeout)
 
 
@@ -113,7 +130,7 @@ def launched_environment(config, *options):
     return {name: value for name, value in launched.items() if os.environ.get(name) != value}
 
 
-def run_together(processes, script, *arguments, environment=None, timeout=250):
+def run_together(processes, script, *arguments, environment=None, renders=False, timeout=250):
     """Run a program in several processes that find each other, as a launcher would start them."""
     with socket.socket() as probe:
         probe.bind(("localhost", 0))
@@ -126,7 +143,7 @@ def run_together(processes, script, *arguments, environment=None, timeout=250):
         for rank, own in enumerate(folders):
             own.mkdir()
             place = {"RANK": str(rank), "LOCAL_RANK": str(rank)}
-            started.append(start(script, *arguments, environment=meeting | place, folder=own))
+            started.append(start(script, *arguments, environment=meeting | place, folder=own, renders=renders))
         deadline = time.monotonic() + timeout
         results = [_result(p, own, script, deadline) for p, own in zip(started, folders, strict=True)]
     for result in results:

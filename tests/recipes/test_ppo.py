@@ -21,8 +21,8 @@ SHORT = ["--max_eval_samples", "4", "--max_completion_length", "8", "--logging_s
 SHORT += ["--per_device_train_batch_size", "4", "--steps_per_generation", "1", "--num_iterations", "2"]
 
 
-def run(*args, ok=True):
-    done = forked.run(SCRIPT, *SHORT, *args, timeout=280)
+def run(*args, ok=True, renders=False):
+    done = forked.run(SCRIPT, *SHORT, *args, renders=renders, timeout=280)
     assert (done.returncode == 0) == ok, done.stderr[-3000:]
     return done
 
@@ -46,7 +46,7 @@ def test_embedded_default_leaves_everything_behind(tmp_path, rewards):
     folder = tmp_path / "run"
     folder.mkdir()
     (folder / "reward_model").symlink_to(rewards / "full")  # in place of training one
-    done = run("--output_dir", folder, "--max_steps", "4")
+    done = run("--output_dir", folder, "--max_steps", "4", renders=True)
     results = json.loads((folder / "all_results.json").read_text())
     for metric in ("reward", "kl/k1", "gold/helpfulness", "gold/safety", "entropy"):
         assert f"eval_{metric}" in results and f"eval_{metric}_before" in results

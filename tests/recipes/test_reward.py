@@ -10,8 +10,8 @@ from transformers import AutoModelForSequenceClassification
 SCRIPT = forked.ROOT / "recipes/reward.py"
 
 
-def launch(*args, processes=1):
-    return forked.run_together(processes, SCRIPT, *args)[0]
+def launch(*args, processes=1, renders=False):
+    return forked.run_together(processes, SCRIPT, *args, renders=renders)[0]
 
 
 def history(folder):
@@ -30,7 +30,7 @@ def write_pairs(path, count=40):
 def test_embedded_default_leaves_everything_behind_and_is_quiet(tmp_path):
     short = ["--max_train_samples", "64", "--max_eval_samples", "16", "--logging_steps", "1", "--max_steps", "2"]
     folder = tmp_path / "run"
-    done = launch(*short, "--output_dir", folder)
+    done = launch(*short, "--output_dir", folder, renders=True)
     results = json.loads((folder / "all_results.json").read_text())
     settings = json.loads((folder / "reward_model.json").read_text())
     for metric in ("eval_loss", "eval_accuracy", "eval_margin"):

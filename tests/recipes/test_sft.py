@@ -16,8 +16,8 @@ SCRIPT = forked.ROOT / "recipes/sft.py"
 SHORT = ["--max_train_samples", "32", "--max_eval_samples", "8", "--logging_steps", "1", "--max_steps", "2"]
 
 
-def launch(*args, processes=1):
-    done = forked.run_together(processes, SCRIPT, *args)[0]
+def launch(*args, processes=1, renders=False):
+    done = forked.run_together(processes, SCRIPT, *args, renders=renders)[0]
     for noise in ("Warning", "warning", "deprecated", "Failed", "MatMul8bitLt", "The following values"):
         assert noise not in done.stdout + done.stderr
     return done
@@ -52,7 +52,7 @@ def write_rows(path, count=40):
 
 def test_embedded_default_leaves_everything_behind_and_is_quiet(tmp_path):
     folder = tmp_path / "run"
-    done = launch(*SHORT, "--output_dir", folder)
+    done = launch(*SHORT, "--output_dir", folder, renders=True)
     found = results(folder)
     for metric in ("eval_loss", "eval_perplexity", "eval_mean_token_accuracy", "eval_gold/helpfulness"):
         assert metric in found and f"{metric}_before" in found

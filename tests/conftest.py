@@ -5,6 +5,8 @@ import os
 os.environ["HF_HUB_OFFLINE"] = "1"  # a test that needs the Hub must fail, here as on a machine without network
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # several multi-threaded processes slow each other down manifold
 
+import gc
+
 import pytest
 import torch
 from datasets import Dataset
@@ -14,6 +16,12 @@ from rlhf_ext import plugins
 from rlhf_ext.demo import model_path
 
 torch.set_num_threads(1)
+
+
+def pytest_collection_finish():
+    """Spare the collector what was imported: every training run starts one, which took a tenth of all time."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture

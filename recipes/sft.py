@@ -51,7 +51,6 @@ DEMO_DEFAULTS = {
     "per_device_train_batch_size": 16,
     "per_device_eval_batch_size": 50,
     "num_train_epochs": 2.0,
-    "train_sampling_strategy": "group_by_length",  # less padding
     "max_length": 256,
     "bf16": False,
     "gradient_checkpointing": False,

@@ -16,7 +16,6 @@ TRAINING: dict[str, Any] = {
     "num_train_epochs": 1.0,
     "per_device_train_batch_size": 16,
     "per_device_eval_batch_size": 50,
-    "train_sampling_strategy": "group_by_length",  # less padding
     "max_length": 256,
     "bf16": False,
     "gradient_checkpointing": False,

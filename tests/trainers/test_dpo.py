@@ -401,6 +401,7 @@ def test_plugin_by_a_name_of_trl_is_ambiguous(tmp_path, monkeypatch):
         config(tmp_path, loss_type="robust")
 
 
+@pytest.mark.filterwarnings("ignore::FutureWarning")  # pytest.warns repeats it as if it were ours
 def test_entry_point_by_a_name_of_trl_does_not_hide_that_of_trl(tmp_path, monkeypatch):
     from rlhf_ext import plugins
 

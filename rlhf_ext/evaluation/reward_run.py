@@ -4,7 +4,6 @@ import os
 import warnings
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -23,7 +22,7 @@ from .statistics import Bootstrap
 
 DEMO_MODEL = "runs/reward-demo"  # trained where the demo is to be evaluated and there is nothing yet
 REWARD_RUNS = "runs/reward*"  # where recipes/reward.py leaves its models
-LastScores = dict[RewardModel, tuple[list[Any], list[float]]]  # the texts that each model scored last, and the scores
+Scores = dict[str, list[np.ndarray]]  # of each model, by its name: the scores of each column of answers
 
 
 def evaluate_reward_models(data: EvaluationOptions, options: RewardOptions) -> Evaluation:
@@ -36,35 +35,31 @@ def evaluate_reward_models(data: EvaluationOptions, options: RewardOptions) -> E
         MetricError: Scores from which nothing follows.
         RewardModelError: No usable reward model.
     """
-    datasets = _load(data, options)
+    rows = _load(data, options)
     names = [options.model or _newest_model(data), *([options.other_model] if options.other_model else [])]
     if len({Path(name) for name in names}) < len(names):
         raise ArgumentError(f"--other_model {options.other_model} is the model itself: name another one.")
     loaded = [RewardModel.from_pretrained(name, max_length=options.max_length) for name in names]
     models = dict(zip(short_names(names), loaded, strict=True))
-    last_scores: LastScores = {}
-    reports = [_evaluate(rows, models, data, options, last_scores) for rows in datasets]
+    reports = _evaluate(rows, models, data, options)
     title = "Reward models {} and {}" if len(names) > 1 else "Reward model {}"
-    return Evaluation(title.format(*models), datasets[0].source, [*models], reports)
+    return Evaluation(title.format(*models), rows.source, [*models], reports)
 
 
-def _load(data: EvaluationOptions, options: RewardOptions) -> list[Pairs | RatedAnswers]:
+def _load(data: EvaluationOptions, options: RewardOptions) -> Pairs | RatedAnswers:
     if data.dataset_name is None:
         columns = ("strength_column", "subset_column")
         refuse_without_dataset(data, *((column, getattr(options, column)) for column in columns))
-        pairs = demo_pairs(data.max_samples)
-        return [pairs, demo_ratings(pairs)]
-    return [
-        load_rows(
-            data.dataset_name,
-            data.dataset_config,
-            split=data.dataset_split,
-            strength_column=options.strength_column,
-            subset_column=options.subset_column,
-            max_samples=data.max_samples,
-            seed=data.seed,
-        )
-    ]
+        return demo_pairs(data.max_samples)
+    return load_rows(
+        data.dataset_name,
+        data.dataset_config,
+        split=data.dataset_split,
+        strength_column=options.strength_column,
+        subset_column=options.subset_column,
+        max_samples=data.max_samples,
+        seed=data.seed,
+    )
 
 
 def _newest_model(data: EvaluationOptions) -> str:
@@ -83,29 +78,35 @@ def _newest_model(data: EvaluationOptions) -> str:
 
 
 def _evaluate(
-    rows: Pairs | RatedAnswers,
-    models: dict[str, RewardModel],
-    data: EvaluationOptions,
-    options: RewardOptions,
-    last_scores: LastScores,
-) -> Report:
+    rows: Pairs | RatedAnswers, models: dict[str, RewardModel], data: EvaluationOptions, options: RewardOptions
+) -> list[Report]:
     fitting = _without_long_prompts(rows, models.values(), drop=options.drop_long_prompts)
     with warnings.catch_warnings(record=True) as caught:  # of texts that are cut; shown below and on the page
         warnings.simplefilter("ignore")
         warnings.simplefilter("always", UserWarning)
-        scores = {name: _scores(model, fitting, data.batch_size, last_scores) for name, model in models.items()}
-    bootstrap = Bootstrap(seed=data.seed)
-    if isinstance(fitting, Pairs):
+        scores = {name: _scores(model, fitting, data.batch_size) for name, model in models.items()}
+    evaluated: list[tuple[Pairs | RatedAnswers, Scores]] = [(fitting, scores)]
+    if data.dataset_name is None:  # the gold judge rates the same answers
+        joined = {name: [np.concatenate(columns)] for name, columns in scores.items()}
+        evaluated.append((demo_ratings(fitting), joined))
+    reports = []
+    for part, columns in evaluated:
+        report = _report(part, columns, models, Bootstrap(seed=data.seed))
+        total = len(rows.prompts) * len(part.prompts) // len(fitting.prompts)
+        left_out = total - len(part.prompts)
+        report.metrics["eval_left_out"] = left_out
+        if left_out:
+            report.notes.append(f"{left_out} of {total} rows are left out: their prompt fills max_length.")
+        report.notes += [str(warning.message) for warning in caught]
+        reports.append(report)
+    return reports
+
+
+def _report(rows: Pairs | RatedAnswers, scores: Scores, models: dict[str, RewardModel], bootstrap: Bootstrap) -> Report:
+    if isinstance(rows, Pairs):
         pairs = [ScoredPairs(name, *columns, models[name].temperature) for name, columns in scores.items()]
-        report = report_pairs(fitting, pairs, bootstrap)
-    else:
-        report = report_ratings(fitting, [ScoredAnswers(name, *columns) for name, columns in scores.items()], bootstrap)
-    left_out = len(rows.prompts) - len(fitting.prompts)
-    report.metrics["eval_left_out"] = left_out
-    if left_out:
-        report.notes.append(f"{left_out} of {len(rows.prompts)} rows are left out: their prompt fills max_length.")
-    report.notes += [str(warning.message) for warning in caught]
-    return report
+        return report_pairs(rows, pairs, bootstrap)
+    return report_ratings(rows, [ScoredAnswers(name, *columns) for name, columns in scores.items()], bootstrap)
 
 
 def _without_long_prompts(
@@ -130,26 +131,18 @@ def _without_long_prompts(
     return select(rows, [row for row in range(len(examples)) if row not in long]) if long else rows
 
 
-def _scores(
-    model: RewardModel, rows: Pairs | RatedAnswers, batch_size: int | None, last_scores: LastScores
-) -> list[np.ndarray]:
-    """Return the scores of each column of answers, scored together: a prompt that they share is run once.
-
-    Texts that the model has just scored are not scored again: the demo's ratings are of the answers of its pairs.
-    """
+def _scores(model: RewardModel, rows: Pairs | RatedAnswers, batch_size: int | None) -> list[np.ndarray]:
+    """Return the scores of each column of answers, scored together: a prompt that they share is run once."""
     answers = _answers(rows)
     texts = [text for column in answers.values() for text in inputs(rows.prompts, column)]
-    last_texts, scores = last_scores.get(model, (None, []))
     try:
-        if texts != last_texts:
-            scores = model.score(texts, batch_size=batch_size)
+        scores = model.score(texts, batch_size=batch_size)
     except InputError as error:
         if error.place.index is None:
             raise
         column, row = divmod(error.place.index, len(rows.prompts))
         place = {"source": rows.source, "row": rows.numbers[row], "column": [*answers][column]}
         raise DataError(error.problem, "", **place) from error
-    last_scores[model] = texts, scores
     return np.split(np.array(scores, dtype=np.float64), len(answers))
 
 

@@ -15,8 +15,7 @@ from rlhf_ext import RewardModel
 from rlhf_ext.arguments import ArgumentError, parse_options
 from rlhf_ext.data_checks import DataError
 from rlhf_ext.demo.data import preference_dataset
-from rlhf_ext.evaluation import figures, reward_run
-from rlhf_ext.evaluation.page import Figure
+from rlhf_ext.evaluation import reward_run
 from rlhf_ext.evaluation.rows import text_of
 from rlhf_ext.evaluation.statistics import MetricError
 from rlhf_ext.formatting import InputError, Place
@@ -58,12 +57,6 @@ def evaluate(monkeypatch, tmp_path):
         recipe["main"](*parse_options(recipe["OPTIONS"], {}, [*map(str, args)]))
 
     return run
-
-
-@pytest.fixture
-def undrawn(monkeypatch):
-    """Figures that are not drawn, which takes longest, for tests that do not look at them."""
-    monkeypatch.setattr(figures, "draw", lambda name, plot, *texts: Figure(name, b"", b"", *texts))
 
 
 def write(path, rows):
@@ -149,6 +142,7 @@ def test_default_is_the_newest_model_on_the_demo(evaluate, tmp_path, capsys, und
     assert "Evaluating runs/reward-2" in capsys.readouterr().out
     found = results(tmp_path / "runs/evaluate")
     assert found["eval_pairs"] == 1000 and found["eval_answers"] == 2000  # pairs, and the gold judge's ratings
+    assert [len(texts) for texts, _ in LengthModel.asked] == [2000]  # of the same answers, which are scored once
     assert found["eval_accuracy"] > 0.5 and found["eval_spearman"] > 0  # better answers of the demo have more steps
 
 

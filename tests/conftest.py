@@ -14,6 +14,8 @@ from transformers import AutoTokenizer, LlamaConfig, LlamaForSequenceClassificat
 
 from rlhf_ext import plugins
 from rlhf_ext.demo import model_path
+from rlhf_ext.evaluation import figures
+from rlhf_ext.evaluation.page import Figure
 
 torch.set_num_threads(1)
 
@@ -30,6 +32,12 @@ def own_registry(monkeypatch):
     for kind in plugins.KINDS:
         plugins.list_plugins(kind)  # the built-in ones register when first asked for, and must outlast the test
     monkeypatch.setattr(plugins, "_registry", {kind: dict(known) for kind, known in plugins._registry.items()})
+
+
+@pytest.fixture
+def undrawn(monkeypatch):
+    """Figures that are not drawn, which takes longest, for tests that do not look at them."""
+    monkeypatch.setattr(figures, "draw", lambda name, plot, *texts: Figure(name, b"", b"", *texts))
 
 
 @pytest.fixture(scope="session")

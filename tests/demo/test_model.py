@@ -27,7 +27,7 @@ def tokenizer():
 
 @pytest.fixture(scope="module")
 def model():
-    return AutoModelForCausalLM.from_pretrained(model_path(), dtype=torch.float32)
+    return AutoModelForCausalLM.from_pretrained(model_path())
 
 
 @pytest.fixture(scope="module")
@@ -53,6 +53,10 @@ def test_importing_the_package_is_cheap():
 def test_the_model_is_small(model):
     assert sum(file.stat().st_size for file in Path(model_path()).iterdir()) < 6_000_000
     assert 1_500_000 < sum(parameter.numel() for parameter in model.parameters()) < 3_000_000
+
+
+def test_it_loads_as_float32_which_every_cpu_multiplies_fast(model):
+    assert {parameter.dtype for parameter in model.parameters()} == {torch.float32}
 
 
 def test_special_tokens_are_distinct_and_agree_with_the_model(model, tokenizer):

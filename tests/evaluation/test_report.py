@@ -7,8 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from rlhf_ext.evaluation import figures, reward
-from rlhf_ext.evaluation.page import Figure
+from rlhf_ext.evaluation import reward
 from rlhf_ext.evaluation.pair_report import GROUPS_SHOWN, ScoredPairs, report_pairs
 from rlhf_ext.evaluation.report import ScoredAnswers, report_ratings, show, show_p
 from rlhf_ext.evaluation.rows import Pairs, RatedAnswers
@@ -33,12 +32,6 @@ def make_pairs(**columns):
 def scored(name, seed, good=1.0):
     rng = np.random.default_rng(seed)
     return ScoredPairs(name, rng.normal(good, 1, COUNT), rng.normal(0, 1, COUNT), temperature=1.5)
-
-
-@pytest.fixture
-def undrawn(monkeypatch):
-    """Figures that are not drawn, which takes longest, for tests that do not look at them."""
-    monkeypatch.setattr(figures, "draw", lambda name, plot, *texts: Figure(name, b"", b"", *texts))
 
 
 def section(report, heading):

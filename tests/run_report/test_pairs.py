@@ -7,8 +7,7 @@ import pytest
 import torch
 from datasets import Dataset
 
-from rlhf_ext.evaluation import figures, reward
-from rlhf_ext.evaluation.page import Figure
+from rlhf_ext.evaluation import reward
 from rlhf_ext.evaluation.report import show
 from rlhf_ext.evaluation.statistics import Bootstrap
 from rlhf_ext.run_report.pairs import RESAMPLES, pair_sections
@@ -18,12 +17,8 @@ ROWS = [
     {"prompt": f"Question {i // 8}?", "chosen": " a" * (i // 8 % 3 + 1), "rejected": " b" * 2, "right": i // 8 % 3 > 0}
     for i in range(96)
 ]
+pytestmark = pytest.mark.usefixtures("undrawn")
 DIFFERENCES = np.array([1.0 if row["right"] else -0.5 for row in ROWS])
-
-
-@pytest.fixture(autouse=True)
-def undrawn(monkeypatch):
-    monkeypatch.setattr(figures, "draw", lambda name, plot, *texts: Figure(name, b"", b"", *texts))
 
 
 def trainer_of(dataset, differences=DIFFERENCES):

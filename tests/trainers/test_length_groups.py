@@ -1,5 +1,8 @@
 """Rows grouped by length: less padding, each once, the same order in a resumed run, held-out rows in theirs."""
 
+import runpy
+
+import forked
 import pytest
 import torch
 from datasets import Dataset
@@ -8,18 +11,12 @@ from trl import SFTConfig, SFTTrainer
 
 from rlhf_ext import DPOConfig, DPOTrainer, RewardConfig, RewardTrainer
 from rlhf_ext.demo.data import preference_dataset
-from rlhf_ext.trainers.length_groups import GroupsByLength, pair_lengths
-from rlhf_ext.trainers.resume import ResumesExactly
-
-
-class GroupingSFTTrainer(ResumesExactly, GroupsByLength, SFTTrainer):
-    """What `recipes/sft.py` trains."""
-
+from rlhf_ext.trainers.length_groups import pair_lengths
 
 KINDS = {
     "dpo": (DPOTrainer, DPOConfig),
     "reward": (RewardTrainer, RewardConfig),
-    "sft": (GroupingSFTTrainer, SFTConfig),
+    "sft": (runpy.run_path(str(forked.ROOT / "recipes/sft.py"))["ResumableSFTTrainer"], SFTConfig),
 }
 PAIRS = 64
 

@@ -64,7 +64,6 @@ DEMO_DEFAULTS = {
     "temperature": 0.7,  # at 1 so small a model loses the thread of longer texts
     "batch_size": 128,
     "min_confidence": 0.8,  # of whether an answer is better it knows next to nothing; see docs/constitutional.md
-    "dtype": "float32",
 }
 HELD_OUT = 96  # prompts of the demo to measure on
 ERRORS = (ArgumentError, ChoiceError, ConstitutionError, DataError)

@@ -81,7 +81,7 @@ def save(evaluation: Evaluation, output_dir: Path) -> None:
     sections = [section for report in reports for section in report.sections]
     for section in sections:
         for figure in section.figures:
-            (output_dir / f"{figure.name}.png").write_bytes(figure.light)
+            (output_dir / f"{figure.name}.png").write_bytes(figure.png)
     headlines = [headline for report in reports for headline in report.headlines]
     notes = list(dict.fromkeys(note for report in reports for note in report.notes))
     notices = [notice for report in reports for notice in report.notices]

@@ -119,7 +119,7 @@ def save_training_figure(
     """
     figure, axes = pyplot.subplots(1, len(panels), figsize=(4 * len(panels), 3.4), layout="constrained", squeeze=False)
     for axis, (title, metrics) in zip(axes[0], panels.items(), strict=True):
-        plot_panel(axis, "white", with_start(log_history, before), title, metrics)
+        plot_panel(axis, with_start(log_history, before), title, metrics)
     figure.suptitle("lines: training batches, dots: held-out rows", fontsize="small")
     figure.savefig(path, dpi=150)
     pyplot.close(figure)

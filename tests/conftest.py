@@ -37,7 +37,7 @@ def own_registry(monkeypatch):
 @pytest.fixture
 def undrawn(monkeypatch):
     """Figures that are not drawn, which takes longest, for tests that do not look at them."""
-    monkeypatch.setattr(figures, "draw", lambda name, plot, *texts: Figure(name, b"", b"", *texts))
+    monkeypatch.setattr(figures, "draw", lambda name, plot, *texts: Figure(name, b"", *texts))
 
 
 @pytest.fixture(scope="session")

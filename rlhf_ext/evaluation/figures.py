@@ -1,4 +1,4 @@
-"""Figures of a reward model's evaluation. Each is drawn twice, for light and for dark pages, at a phone's width."""
+"""Figures of a reward model's evaluation, at a phone's width. Dark pages turn their colours round."""
 
 import io
 from collections.abc import Callable, Sequence
@@ -17,42 +17,34 @@ from matplotlib import pyplot
 
 SIZE, DPI = (4.6, 3.4), 160
 CHOSEN, REJECTED = "#2a9d8f", "#e07a5f"  # told apart also by those who do not see red and green
-THEMES = {
-    "light": {"figure.facecolor": "#ffffff", "ink": "#1b2430", "guide": "#8a94a3"},
-    "dark": {"figure.facecolor": "#1d232b", "ink": "#e6eaf0", "guide": "#7d8998"},
+INK, GUIDE = "#1b2430", "#8a94a3"
+STYLE = {
+    **dict.fromkeys(("text.color", "axes.labelcolor", "xtick.color", "ytick.color"), INK),
+    "axes.edgecolor": GUIDE,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "legend.frameon": False,
+    "axes.titlesize": "medium",
+    "axes.titlelocation": "left",
 }
 
 
-def draw(name: str, plot: Callable[[Axes, str], None], caption: str, description: str) -> Figure:
-    """Return a figure in both themes.
+def draw(name: str, plot: Callable[[Axes], None], caption: str, description: str) -> Figure:
+    """Return a figure.
 
     Args:
         name: What its file is called.
-        plot: Draws on the axes it gets, guide lines in the colour it gets.
+        plot: Draws on the axes it gets.
         caption: The sentence below the figure.
         description: What it shows, for those who cannot see it.
     """
-    images = {}
-    for theme, colours in THEMES.items():
-        ink, face = colours["ink"], colours["figure.facecolor"]
-        style = {
-            **dict.fromkeys(("text.color", "axes.labelcolor", "xtick.color", "ytick.color"), ink),
-            **dict.fromkeys(("figure.facecolor", "axes.facecolor", "savefig.facecolor"), face),
-            "axes.edgecolor": colours["guide"],
-            "axes.spines.top": False,
-            "axes.spines.right": False,
-            "legend.frameon": False,
-            "axes.titlesize": "medium",
-            "axes.titlelocation": "left",
-        }
-        with matplotlib.rc_context(style):
-            figure, axes = pyplot.subplots(figsize=SIZE, layout="constrained")
-            plot(axes, colours["guide"])
-            buffer = io.BytesIO()
-            figure.savefig(buffer, dpi=DPI, format="png")
-            pyplot.close(figure)
-        images[theme] = buffer.getvalue()
-    return Figure(name, light=images["light"], dark=images["dark"], caption=caption, description=description)
+    with matplotlib.rc_context(STYLE):
+        figure, axes = pyplot.subplots(figsize=SIZE, layout="constrained")
+        plot(axes)
+        buffer = io.BytesIO()
+        figure.savefig(buffer, dpi=DPI, format="png")
+        pyplot.close(figure)
+    return Figure(name, buffer.getvalue(), caption, description)
 
 
 def _legend(axes: Axes) -> None:
@@ -63,8 +55,8 @@ def _legend(axes: Axes) -> None:
 def reliability(models: dict[str, Calibration]) -> Figure:
     """Draw the accuracy in each bin against the confidence there."""
 
-    def plot(axes: Axes, guide: str) -> None:
-        axes.plot([0.5, 1], [0.5, 1], "--", color=guide, label="calibrated")
+    def plot(axes: Axes) -> None:
+        axes.plot([0.5, 1], [0.5, 1], "--", color=GUIDE, label="calibrated")
         for (name, points), colour in zip(models.items(), (CHOSEN, REJECTED), strict=False):
             sizes = 12 + 120 * points.counts / points.counts.max()
             axes.plot(points.confidences, points.accuracies, color=colour, alpha=0.6)
@@ -84,7 +76,7 @@ def reliability(models: dict[str, Calibration]) -> Figure:
 def score_histogram(name: str, title: str, chosen: Array, rejected: Array) -> Figure:
     """Draw how the scores of chosen and rejected answers are distributed."""
 
-    def plot(axes: Axes, guide: str) -> None:
+    def plot(axes: Axes) -> None:
         edges = np.histogram_bin_edges(np.concatenate([chosen, rejected]), bins=30)
         for name, scores, colour in (("chosen", chosen, CHOSEN), ("rejected", rejected, REJECTED)):
             axes.hist(scores, edges, alpha=0.6, color=colour, label=name)
@@ -102,8 +94,8 @@ def score_histogram(name: str, title: str, chosen: Array, rejected: Array) -> Fi
 def accuracy_by_strength(models: dict[str, Sequence[Group]]) -> Figure:
     """Draw the accuracy, with its interval, on weakly and on strongly preferred pairs."""
 
-    def plot(axes: Axes, guide: str) -> None:
-        axes.axhline(0.5, linestyle="--", color=guide)
+    def plot(axes: Axes) -> None:
+        axes.axhline(0.5, linestyle="--", color=GUIDE)
         for shift, ((name, groups), colour) in enumerate(zip(models.items(), (CHOSEN, REJECTED), strict=False)):
             for position, group in enumerate(groups):
                 x, accuracy = position + 0.12 * shift, group.accuracy
@@ -132,9 +124,9 @@ def accuracy_by_strength(models: dict[str, Sequence[Group]]) -> Figure:
 def length_scatter(name: str, title: str, differences: Array, lengths: Array) -> Figure:
     """Draw score difference against length difference, one dot a pair."""
 
-    def plot(axes: Axes, guide: str) -> None:
-        axes.axhline(0, color=guide, linewidth=0.8)
-        axes.axvline(0, color=guide, linewidth=0.8)
+    def plot(axes: Axes) -> None:
+        axes.axhline(0, color=GUIDE, linewidth=0.8)
+        axes.axvline(0, color=GUIDE, linewidth=0.8)
         right = differences > 0
         for name, members, colour in (("right", right, CHOSEN), ("wrong", ~right, REJECTED)):
             size = 14 if len(lengths) < 1000 else 5
@@ -155,7 +147,7 @@ def length_scatter(name: str, title: str, differences: Array, lengths: Array) ->
 def rating_scatter(name: str, title: str, scores: Array, ratings: Array) -> Figure:
     """Draw scores against ratings, one dot an answer."""
 
-    def plot(axes: Axes, guide: str) -> None:
+    def plot(axes: Axes) -> None:
         distinct = np.unique(ratings).size
         few = distinct <= 12
         spread = (np.ptp(ratings) / (6 * distinct) if few else 0) * np.random.default_rng(0).uniform(

@@ -35,14 +35,10 @@ class Table:
 
 @dataclass(frozen=True)
 class Figure:
-    """A PNG, drawn for light and for dark surroundings, with a sentence below it and one for those who cannot see.
-
-    `name` is what its file is called.
-    """
+    """A PNG on white, with a sentence below it and one for those who cannot see; `name` is what its file is called."""
 
     name: str
-    light: bytes
-    dark: bytes
+    png: bytes
     caption: str
     description: str
 

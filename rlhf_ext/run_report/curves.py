@@ -5,7 +5,7 @@ from typing import Any
 
 from matplotlib.axes import Axes
 
-from ..evaluation.figures import CHOSEN, REJECTED, draw
+from ..evaluation.figures import CHOSEN, GUIDE, REJECTED, draw
 from ..evaluation.page import Figure
 from .bands import Band
 
@@ -60,8 +60,8 @@ def panel_figures(history: Log, panels: Mapping[str, Sequence[str]], bands: Mapp
 def _panel(history: Log, title: str, metrics: Sequence[str], band: Band | None) -> Figure:
     curves, dots = _curves(history, metrics), _dots(history, metrics)
 
-    def plot(axes: Axes, guide: str) -> None:
-        plot_panel(axes, guide, history, title, metrics, band)
+    def plot(axes: Axes) -> None:
+        plot_panel(axes, history, title, metrics, band)
 
     caption = "Lines: training batches. Dots: held-out rows." if any(steps for steps, _ in dots.values()) else ""
     if band is not None:
@@ -74,14 +74,11 @@ def _panel(history: Log, title: str, metrics: Sequence[str], band: Band | None) 
     return draw(f"curve_{title.replace(' ', '_')}", plot, caption, f"{title} over steps: {ends}.")
 
 
-def plot_panel(
-    axes: Axes, guide: str, history: Log, title: str, metrics: Sequence[str], band: Band | None = None
-) -> None:
+def plot_panel(axes: Axes, history: Log, title: str, metrics: Sequence[str], band: Band | None = None) -> None:
     """Draw metrics over steps: lines for training batches, dots for held-out rows.
 
     Args:
         axes: Where.
-        guide: The colour of the dots' edges.
         history: As `with_start` returns it.
         title: Of the panel.
         metrics: What to draw.
@@ -93,7 +90,7 @@ def plot_panel(
             axes.plot(*curves[metric], color=colour, linewidth=1.6, label=None if alone else _short(metric))
         if dots[metric][0]:
             label = None if alone or curves[metric][0] else _short(metric)
-            axes.plot(*dots[metric], "o", color=colour, markeredgecolor=guide, markersize=7, label=label)
+            axes.plot(*dots[metric], "o", color=colour, markeredgecolor=GUIDE, markersize=7, label=label)
     if band is not None:
         _shade(axes, band)
     axes.set(title=title, xlabel="step")
@@ -145,7 +142,7 @@ def reward_over_kl(history: Log, judge: str | None) -> list[Figure]:
         return []
     has_gold = any(row[2] is not None for rows in series.values() for row in rows)
 
-    def plot(axes: Axes, guide: str) -> None:
+    def plot(axes: Axes) -> None:
         ink = axes.xaxis.label.get_color()
         sides = [(axes, 1, CHOSEN, "reward")]
         if has_gold:
@@ -163,7 +160,7 @@ def reward_over_kl(history: Log, judge: str | None) -> list[Figure]:
                     color=colour,
                     alpha=1 if prefix else 0.55,
                     markersize=size,
-                    markeredgecolor=guide if prefix else colour,
+                    markeredgecolor=GUIDE if prefix else colour,
                 )
             side.set_ylabel(label, color=colour if has_gold else ink)
         axes.set(title="reward over KL", xlabel="KL to the start, nats per completion")

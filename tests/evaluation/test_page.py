@@ -1,4 +1,4 @@
-"""The page is self-contained, escapes what models wrote, and has light and dark figures."""
+"""The page is self-contained, escapes what models wrote, and describes its figures."""
 
 import base64
 import re
@@ -8,7 +8,7 @@ import pytest
 
 from rlhf_ext.evaluation.page import CUT, Answer, Figure, Headline, Sample, Section, Table, render
 
-VOID = {"meta", "link", "source", "img"}
+VOID = {"meta", "link", "img"}
 
 
 class Checker(HTMLParser):
@@ -42,7 +42,7 @@ def check(page):
 def page():
     hostile = "<script>alert('x')</script> & \"quotes\""
     long = "word " * CUT
-    figure = Figure("points", b"\x89PNG light", b"\x89PNG dark", "a caption", 'described "so"')
+    figure = Figure("points", b"\x89PNG", "a caption", 'described "so"')
     sections = [
         Section("Numbers", ["A paragraph."], [Table(["", "value"], [("accuracy", "0.9")], "a table")], [figure]),
         Section("Samples", samples=[Sample(hostile, [Answer("chosen", long, "1.5", good=True)])]),
@@ -64,16 +64,14 @@ def test_hostile_text_is_only_text(page):
 
 def test_it_needs_no_network(page):
     for tag, name, value in check(page).attributes:
-        if name in ("src", "srcset", "href"):
+        if name in ("src", "href"):
             assert value.startswith("data:"), (tag, name)
     assert not re.search(r"https?://|@import|url\(", page)
 
 
-def test_figures_come_in_light_and_dark(page):
-    values = {name: value for tag, name, value in check(page).attributes if tag in ("source", "img")}
-    assert base64.b64decode(values["src"].partition(",")[2]) == b"\x89PNG light"
-    assert base64.b64decode(values["srcset"].partition(",")[2]) == b"\x89PNG dark"
-    assert values["media"] == "(prefers-color-scheme: dark)"
+def test_figures_are_inside_and_described(page):
+    values = {name: value for tag, name, value in check(page).attributes if tag == "img"}
+    assert base64.b64decode(values["src"].partition(",")[2]) == b"\x89PNG"
     assert values["alt"] == 'described "so"'
 
 

@@ -46,7 +46,7 @@ DEMO_DEFAULTS = {
     "learning_rate": 1e-3,
     "lr_scheduler_type": "cosine",
     "warmup_steps": 5,
-    "max_train_samples": 2000,
+    "max_train_samples": 1600,
     "max_eval_samples": 200,
     "per_device_train_batch_size": 16,
     "per_device_eval_batch_size": 50,

@@ -4,13 +4,10 @@ A phase is a recipe with its options, in a process of its own: what it leaves is
 and its memory is free when the next one starts. `pipeline.json` says which phases are finished.
 """
 
-import ctypes
 import json
 import os
 import shlex
 import signal
-import subprocess
-import sys
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -19,17 +16,13 @@ from typing import Any
 
 from .arguments import ArgumentError
 from .output_files import lock_folder, write_whole
+from .recipe_process import run_recipe
 from .run_folder import last_complete_checkpoint
 
 STATE_FILE = "pipeline.json"
 RECIPES = Path(__file__).parents[1] / "recipes"
-DIE_WITH_PARENT = 1  # PR_SET_PDEATHSIG of Linux
-GOODBYE = 10  # seconds that a phase gets after Ctrl-C, in case it was sent to this process alone
 # What a launcher tells each of its processes. A process without it works alone, and waits for no other.
 LAUNCHED = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE")
-# glibc hands every large block back to the system and fetches it again page by page; keeping them saves a fifth of the
-# time on a CPU. It is read when a process starts, so a recipe cannot set it for itself.
-KEEP_BLOCKS = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": "4294967296"}
 CONTENTS = "contents of "  # begins a setting that is the hash of a file
 
 
@@ -113,7 +106,7 @@ class Pipeline:
         if not resume and folder.is_dir() and self.is_main:
             _set_aside(folder)  # what was left before the first checkpoint is of no use
         options = ["--resume_from_checkpoint", "true"] if resume else []
-        environment = KEEP_BLOCKS | dict(os.environ)
+        environment = dict(os.environ)
         if not phase.trains:
             if not self.is_main:
                 return
@@ -147,24 +140,6 @@ class Pipeline:
     def _print(self, line: str) -> None:
         if self.is_main:
             print(line, flush=True)
-
-
-def run_recipe(command: Sequence[str], environment: Mapping[str, str]) -> int:
-    """Run a script with its options in a process of its own, which ends with this one; return its exit status."""
-    process = subprocess.Popen(
-        [sys.executable, *command],
-        env=environment,
-        preexec_fn=_die_with_parent if sys.platform == "linux" else None,
-    )
-    try:
-        return process.wait()
-    except KeyboardInterrupt:
-        try:
-            process.wait(GOODBYE)  # mostly it got the signal too, and says goodbye
-        except subprocess.TimeoutExpired:
-            process.terminate()
-            process.wait()
-        raise
 
 
 def read_state(output_dir: Path) -> dict[str, Any]:
@@ -218,8 +193,3 @@ def _how_it_ended(status: int) -> str:
     killed = status == -signal.SIGKILL
     hint = "; the system does that when memory runs out: try a smaller --batch_size" if killed else ""
     return f"was ended by {signal.Signals(-status).name}{hint}. The same command goes on from its last checkpoint."
-
-
-def _die_with_parent() -> None:
-    """A phase must not go on writing beside the command that was killed and started again."""
-    ctypes.CDLL(None).prctl(DIE_WITH_PARENT, signal.SIGKILL)

@@ -42,11 +42,14 @@ def _start_forkserver():
 
 
 def _main(script, arguments, environment, folder, cwd, renders):
+    from accelerate import PartialState
     from matplotlib.figure import Figure
 
-    from rlhf_ext import pipeline
+    from rlhf_ext import recipe_process
 
-    pipeline.run_recipe = _run_phase
+    # A phase of a pipeline is forked from its command, which has the imports, and forgets what that knows of processes.
+    recipe_process.CONTEXT = multiprocessing.get_context("fork")
+    os.register_at_fork(after_in_child=PartialState._reset_state)
     if not renders:
         Figure.savefig = _save_pixel
     signal.signal(signal.SIGINT, signal.default_int_handler)  # which a test run in the background ignores
@@ -70,25 +73,6 @@ def _save_pixel(figure, target, **options):
 def _run_script(script, arguments):
     sys.argv = [script, *arguments]
     runpy.run_path(script, run_name="__main__")
-
-
-def _run_phase(command, environment):
-    """What `rlhf_ext.pipeline.run_recipe` does, from a process that has the imports already."""
-    process = multiprocessing.get_context("fork").Process(target=_phase, args=(command, dict(environment)))
-    process.start()
-    process.join()
-    return process.exitcode
-
-
-def _phase(command, environment):
-    from accelerate import PartialState
-
-    from rlhf_ext import pipeline
-
-    PartialState._reset_state()  # what the command has learned about its processes, a new program would not know
-    pipeline._die_with_parent()
-    os.environ.update(environment)
-    _run_script(command[0], command[1:])
 
 
 def start(script, *arguments, environment=None, folder=None, cwd=None, renders=False):

@@ -3,29 +3,11 @@
 No thread may be started here: a fork would lose it.
 """
 
-from rlhf_ext.console import quiet_libraries
-
-quiet_libraries()  # first, as every recipe does
-
 import gc
 
-import matplotlib.pyplot
-import scipy.stats
-from transformers import (
-    AutoModelForCausalLM,
-    AutoModelForSequenceClassification,
-    BitsAndBytesConfig,
-    LlamaForCausalLM,
-    LlamaForSequenceClassification,
-)
 from transformers.conversion_mapping import get_checkpoint_conversion_mapping
-from trl import SFTTrainer
 
-import rlhf_ext.chatbot_report
-import rlhf_ext.evaluation.policy_run
-import rlhf_ext.evaluation.reward_run
-import rlhf_ext.report
-from rlhf_ext import DPOTrainer, PPOTrainer, RewardModel, RewardTrainer
+import rlhf_ext.recipe_imports
 from rlhf_ext.demo.data import PREFERENCE_SIZES, draw_preferences
 
 for split, size in PREFERENCE_SIZES.items():

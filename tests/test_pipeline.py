@@ -11,7 +11,7 @@ from pathlib import Path
 import forked
 import pytest
 
-from rlhf_ext import pipeline
+from rlhf_ext import pipeline, recipe_process
 from rlhf_ext.arguments import ArgumentError
 from rlhf_ext.pipeline import Phase, PhaseError, Pipeline, unfinished_output_dir
 
@@ -48,22 +48,24 @@ with open(folder.parent / "log", "a") as log:
     log.write(folder.name + "\\n")
 (folder / "result").write_text(str(total))
 """
-# What is in the braces of the last one: whether phases are processes of their own, as for users, or forks.
 PARENT = """
-import importlib, resource, sys
-from rlhf_ext import pipeline
-from rlhf_ext.errors import one_line_errors
-recipes, folder, options, *prepare = sys.argv[1:]
-for line in prepare:
-    exec(line)
-pipeline.RECIPES = pipeline.Path(recipes)
-phases = [pipeline.Phase(str(n), "count.py", ("--factor", str(n), *options.split())) for n in (1, 2, 3)]
-with one_line_errors(pipeline.ArgumentError, pipeline.PhaseError, kept="The same command goes on."):
-    run = pipeline.Pipeline(folder, {}, phases)
-    run.run()
-    run.finish()
+if __name__ == "__main__":  # what is forked reads this file, too, and needs none of the imports
+    import multiprocessing, resource, sys
+    from rlhf_ext import pipeline, recipe_process
+    from rlhf_ext.errors import one_line_errors
+    recipes, folder, options, *prepare = sys.argv[1:]
+    for line in prepare:
+        exec(line)
+    pipeline.RECIPES = pipeline.Path(recipes)
+    phases = [pipeline.Phase(str(n), "count.py", ("--factor", str(n), *options.split())) for n in (1, 2, 3)]
+    with one_line_errors(pipeline.ArgumentError, pipeline.PhaseError, kept="The same command goes on."):
+        run = pipeline.Pipeline(folder, {}, phases)
+        run.run()
+        run.finish()
 """
-AS_PROCESSES = "importlib.reload(pipeline)"  # undoes what `forked` does to save the imports
+# As for users, but for the imports, which these recipes do not need.
+FORKED = "recipe_process.CONTEXT = multiprocessing.get_context('forkserver'); recipe_process.IMPORTS = []"
+PROGRAMS = "recipe_process._can_fork = lambda: False"  # as with a GPU
 
 
 @pytest.fixture
@@ -73,6 +75,7 @@ def recipes(tmp_path, monkeypatch):
     (folder / "count.py").write_text(RECIPE)
     (folder / "parent.py").write_text(PARENT)
     monkeypatch.setattr(pipeline, "RECIPES", folder)
+    monkeypatch.setattr(recipe_process, "_can_fork", lambda: False)  # from this process, whose threads would be lost
     return folder
 
 
@@ -114,9 +117,10 @@ def until(condition, seconds=60):
         time.sleep(0.002)
 
 
-def test_killed_at_ten_moments_it_ends_as_if_nothing_had_happened(recipes, tmp_path):
+@pytest.mark.parametrize("way", [FORKED, PROGRAMS], ids=["forked", "programs"])
+def test_killed_at_ten_moments_it_ends_as_if_nothing_had_happened(recipes, tmp_path, way):
     """SIGKILL of the command alone: the phase that it has started must not go on behind its back."""
-    command = [recipes / "parent.py", recipes, tmp_path / "run", "--steps 30 --sleep 0.01"]
+    command = [recipes / "parent.py", recipes, tmp_path / "run", "--steps 30 --sleep 0.01", way]
     steps = tmp_path / "run/steps"
     seed = random.randrange(10**6)
     rng, killed = random.Random(seed), 0
@@ -136,11 +140,12 @@ def test_killed_at_ten_moments_it_ends_as_if_nothing_had_happened(recipes, tmp_p
     assert json.loads((tmp_path / "run/pipeline.json").read_text())["finished"]
 
 
+@pytest.mark.parametrize("way", [FORKED, PROGRAMS], ids=["forked", "programs"])
 @pytest.mark.parametrize("also_to_the_phase", [True, False])
-def test_ctrl_c_ends_the_phase_too(recipes, tmp_path, also_to_the_phase):
+def test_ctrl_c_ends_the_phase_too(recipes, tmp_path, also_to_the_phase, way):
     """A terminal sends the signal to both, `kill` to one."""
     options = "--steps 2000 --sleep 0.01"
-    arguments = [recipes, tmp_path / "run", options, AS_PROCESSES, "pipeline.GOODBYE = 0.2"]
+    arguments = [recipes, tmp_path / "run", options, way, "recipe_process.GOODBYE = 0.2"]
     process = forked.start(recipes / "parent.py", *arguments, folder=tmp_path)
     until(lambda: size(tmp_path / "run/steps"))
     phase = int((tmp_path / "run/1/pid").read_text())
@@ -187,7 +192,6 @@ def test_only_training_is_spread_over_the_processes_of_a_launcher(recipes, tmp_p
     phases = [count(name="first"), count(name="second"), Phase("evaluation", "count.py", (), trains=False)]
     Pipeline(tmp_path / "run", {}, phases).run()
     assert [environment.get("WORLD_SIZE") for environment in environments] == ["2", "2", None]
-    assert all(environment["MALLOC_MMAP_MAX_"] == "0" for environment in environments)
     assert [environment["MASTER_PORT"] for environment in environments[:2]] == ["4001", "4002"]
     monkeypatch.setenv("RANK", "1")
     Pipeline(tmp_path / "other", {}, phases).run()

@@ -14,6 +14,7 @@ TRAINING: dict[str, Any] = {
     "lr_scheduler_type": "cosine",
     "warmup_steps": 10,
     "num_train_epochs": 1.0,
+    "train_sampling_strategy": "group_by_length",  # a third of the time went into padding
     "per_device_train_batch_size": 16,
     "per_device_eval_batch_size": 50,
     "max_length": 256,

@@ -29,7 +29,7 @@ from rlhf_ext.errors import one_line_errors
 from rlhf_ext.lengths import check_lengths, truncation_report
 from rlhf_ext.plugins import PluginError
 from rlhf_ext.policy_loading import trainer_options
-from rlhf_ext.progress import show_short_progress
+from rlhf_ext.progress import say_what_is_trained, show_short_progress
 from rlhf_ext.report import evaluate_before, save_run
 from rlhf_ext.run_folder import check_output_dir
 from rlhf_ext.run_report.samples import SampleCallback
@@ -42,10 +42,10 @@ DEMO_DEFAULTS = {
     "learning_rate": 8e-4,
     "lr_scheduler_type": "cosine",
     "warmup_steps": 5,
-    "max_train_samples": 1500,
+    "max_train_samples": 1200,
     "max_eval_samples": 200,
-    "per_device_train_batch_size": 8,
-    "per_device_eval_batch_size": 40,
+    "per_device_train_batch_size": 4,
+    "per_device_eval_batch_size": 8,
     "num_train_epochs": 1.0,
     "train_sampling_strategy": "group_by_length",  # a third of the time went into padding
     "max_length": 256,
@@ -88,6 +88,7 @@ def main(script_args: RecipeArguments, training_args: DPOConfig, model_args: Mod
         eval_dataset=eval_dataset,
         processing_class=tokenizer,
     )
+    say_what_is_trained(trainer, source)
     show_short_progress(trainer, ("loss", "rewards/accuracies", "rewards/margins"))
     for rows, given, prepared in (
         ("training", train_dataset, trainer.train_dataset),

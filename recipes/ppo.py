@@ -38,7 +38,7 @@ from rlhf_ext.formatting import InputError
 from rlhf_ext.lengths import check_room_for_prompts
 from rlhf_ext.plugins import PluginError, get_plugin
 from rlhf_ext.policy_loading import trainer_options
-from rlhf_ext.progress import show_short_progress
+from rlhf_ext.progress import say_what_is_trained, show_short_progress
 from rlhf_ext.prompts import load_prompt_splits
 from rlhf_ext.report import evaluate_before, save_run
 from rlhf_ext.reward_loading import RewardModelError
@@ -146,6 +146,7 @@ def main(script_args: PPOArguments, training_args: PPOConfig, model_args: PPOMod
         )
     prompts = [*train_dataset["prompt"], *eval_dataset["prompt"]]
     check_room_for_prompts(trainer, prompts, source=script_args.dataset_name or DEMO)
+    say_what_is_trained(trainer, script_args.dataset_name or DEMO)
     show_short_progress(trainer, ("reward", "kl/k1", "clip_fraction"))
     samples = SampleCallback(trainer, eval_dataset)
     trainer.add_callback(samples)

@@ -32,7 +32,7 @@ from rlhf_ext.demo.reward import PAIRS, TRAINING
 from rlhf_ext.errors import one_line_errors
 from rlhf_ext.lengths import check_pair_lengths, dropped_report
 from rlhf_ext.plugins import PluginError
-from rlhf_ext.progress import show_short_progress
+from rlhf_ext.progress import say_what_is_trained, show_short_progress
 from rlhf_ext.report import evaluate_before, save_run
 from rlhf_ext.run_folder import check_output_dir
 from rlhf_ext.threads import use_all_cores
@@ -84,6 +84,7 @@ def main(script_args: RecipeArguments, training_args: RewardConfig, model_args: 
             quantization_config=get_quantization_config(model_args),
             peft_config=get_peft_config(model_args),
         )
+    say_what_is_trained(trainer, source)
     show_short_progress(trainer, ("loss", "accuracy", "margin"))
     for name, given, kept in (
         ("training", train_dataset, trainer.train_dataset),

@@ -31,7 +31,7 @@ from rlhf_ext.errors import one_line_errors
 from rlhf_ext.formatting import InputError
 from rlhf_ext.lengths import check_lengths, length_report
 from rlhf_ext.policy_loading import trainer_options
-from rlhf_ext.progress import show_short_progress
+from rlhf_ext.progress import say_what_is_trained, show_short_progress
 from rlhf_ext.quantization import keep_gradients_on_cpu
 from rlhf_ext.report import evaluate_before, save_run
 from rlhf_ext.run_folder import check_output_dir
@@ -105,6 +105,7 @@ def main(script_args: SFTArguments, training_args: SFTConfig, model_args: ModelC
         processing_class=tokenizer,
     )
     keep_gradients_on_cpu(trainer.model)
+    say_what_is_trained(trainer, source)
     show_short_progress(trainer, ("loss", "mean_token_accuracy"))
     max_length = None if training_args.packing else training_args.max_length
     if note := length_report(splits[0], trainer.train_dataset, max_length):

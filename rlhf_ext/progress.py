@@ -1,9 +1,12 @@
-"""The progress bar of a run, with one short line per logging step."""
+"""What a run shows while it goes on: a line about what is trained, a progress bar, one short line per logging step."""
 
+from pathlib import Path
 from typing import Any
 
 from transformers import Trainer, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer_callback import ProgressCallback
+
+from .demo import model_path
 
 
 class ShortProgressCallback(ProgressCallback):
@@ -31,3 +34,23 @@ def show_short_progress(trainer: Trainer, metrics: tuple[str, ...]) -> None:
     """Replace the trainer's progress display by `ShortProgressCallback`, unless progress bars are disabled."""
     if trainer.pop_callback(ProgressCallback) is not None:
         trainer.add_callback(ShortProgressCallback(metrics))
+
+
+def say_what_is_trained(trainer: Trainer, source: str) -> None:
+    """Print one line: how much of which model learns, and from how many rows of what.
+
+    Args:
+        trainer: A TRL trainer.
+        source: What to call the data.
+    """
+    model = trainer.accelerator.unwrap_model(trainer.model)
+    trained, total = (model.num_parameters(only_trainable=only) for only in (True, False))
+    path = model.config._name_or_path
+    name = "the embedded model" if path == model_path() else Path(path).name
+    rows = [
+        f"{len(dataset):,} rows" if hasattr(dataset, "__len__") else "streamed rows"
+        for dataset in (trainer.train_dataset, trainer.eval_dataset)
+    ]
+    trainer.accelerator.print(
+        f"Training {trained:,} of {total:,} parameters of {name} on {rows[0]} of {source}; {rows[1]} are held out."
+    )

@@ -79,6 +79,7 @@ def test_embedded_default_leaves_everything_behind_and_is_quiet(tmp_path):
     for file in ("model.safetensors", "tokenizer.json", "trainer_state.json"):
         assert (folder / file).is_file()
     assert "reward accuracy" in done.stdout and str(folder) in done.stdout
+    assert "of the embedded model on 64 rows of the embedded demo; 8 rows are held out." in done.stdout
     assert "step     2  loss" in done.stdout + done.stderr
     assert_quiet(done)
 
@@ -99,6 +100,8 @@ def test_loss_of_an_installed_package_on_an_8_bit_base(tmp_path):
     done = forked.run(SCRIPT, *SHORT, *options, "--output_dir", tmp_path / "run", environment=environment)
     assert done.returncode == 0, done.stderr[-3000:]
     assert_quiet(done)
+    adapter, whole = 3 * 2 * 16 * (192 + 192), 1_721_664  # r=16 on two layers of each of three blocks
+    assert f"Training {adapter:,} of {whole + adapter:,} parameters" in done.stdout
     # All rewards are 0 in the first step, but for the rounding of 8-bit products, which differs with gradients on.
     assert history(tmp_path / "run")[1]["loss"] == pytest.approx(4.0, abs=0.02)
     base = AutoModelForCausalLM.from_pretrained(model_path())

@@ -20,8 +20,8 @@ $(INSTALLED): pyproject.toml constraints.txt
 # glibc hands every large block back to the system and fetches it again page by page; keeping them saves a fifth of the
 # time on a CPU. --quiet: after an error, show the recipe's own message only.
 demo: export OMP_NUM_THREADS ?= $(shell getconf _NPROCESSORS_ONLN)
-demo: export MALLOC_MMAP_MAX_ = 0
-demo: export MALLOC_TRIM_THRESHOLD_ = 4294967296
+demo test: export MALLOC_MMAP_MAX_ = 0
+demo test: export MALLOC_TRIM_THRESHOLD_ = 4294967296
 demo: install
 	$(BIN)/accelerate launch --quiet --config_file accelerate_configs/cpu.yaml recipes/dpo.py
 

@@ -16,7 +16,7 @@ from rlhf_ext.demo import model_path
 ROOT = forked.ROOT
 SCRIPT = ROOT / "recipes/chatbot_rlhf.py"
 TRAINING = "max_steps: 4\nmax_train_samples: 64\nmax_eval_samples: 8\nbf16: false\ngradient_checkpointing: false\n"
-TRAINING += "per_device_train_batch_size: 4\n"
+TRAINING += "per_device_train_batch_size: 4\nper_device_eval_batch_size: 4\n"
 CONFIGS = {
     "sft": TRAINING,
     "reward": TRAINING,
@@ -135,7 +135,8 @@ def test_the_guide_s_example_with_a_base_without_chat_template(gpt2, configs, tm
     assert "trained, score" in capsys.readouterr().out
 
 
-def test_adapters_of_one_8_bit_base_from_demonstrations_to_dpo(configs, tmp_path):
+def test_adapters_of_one_8_bit_base_from_demonstrations_to_dpo(tmp_path):
+    configs = write_configs(tmp_path, **dict.fromkeys(CONFIGS, "max_steps: 2\n"))
     configs = [*configs[:-1], configs[3]]  # what fits SFT fits DPO, too
     quantized = ["--use_peft", "--load_in_8bit", "--model_name", model_path(), "--max_eval_samples", 4]
     run(SCRIPT, *configs, "--algorithm", "dpo", *quantized, "--output_dir", tmp_path / "run")

@@ -87,7 +87,7 @@ def test_bad_input_is_one_line_before_the_model_loads(options, expected, tmp_pat
 def test_killed_run_ends_as_if_nothing_had_happened(tmp_path):
     """SIGKILL at a random moment, an adapter with its head; the scores' offset and temperature are the same, too."""
     options = ["--max_train_samples", "64", "--max_eval_samples", "16", "--max_steps", "6"]
-    options += ["--use_peft", "--lora_r", "4"]
+    options += ["--use_peft", "--lora_r", "4", "--per_device_train_batch_size", "4"]
     options += ["--lora_target_modules", "all-linear", "--save_strategy", "steps", "--save_steps", "1", "--output_dir"]
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     assert forked.run(SCRIPT, *options, whole).returncode == 0

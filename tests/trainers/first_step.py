@@ -84,14 +84,14 @@ def first_gradient(critic, tuning, folder):
 
 def weights_with_and_without_a_break(critic, tuning, folder):
     def train(part, resume=None):
-        saving = {"max_steps": 4, "save_strategy": "steps", "save_steps": 2, "learning_rate": 1e-3}
-        trainer = make_trainer(critic, tuning, f"{folder}/{part}", num_iterations=2, **saving)
+        saving = {"max_steps": 2, "save_strategy": "steps", "save_steps": 1, "learning_rate": 1e-3}
+        trainer = make_trainer(critic, tuning, f"{folder}/{part}", num_iterations=1, **saving)
         trainer.train(resume_from_checkpoint=resume)
         weights = {name: whole(p.detach()) for name, p in named_weights(trainer) if p.requires_grad}
         return weights, trainer.kl_controller.coef
 
     unbroken = train("whole")
-    resumed = train("resumed", f"{folder}/whole/{critic}-{tuning}/checkpoint-2")
+    resumed = train("resumed", f"{folder}/whole/{critic}-{tuning}/checkpoint-1")
     if PartialState().is_main_process:
         torch.save((unbroken, resumed), f"{folder}/{critic}-{tuning}-resumed.pt")
 

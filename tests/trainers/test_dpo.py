@@ -217,7 +217,7 @@ def test_evaluation_before_training_on_a_4_bit_base_leaves_the_gradients_as_they
     for evaluate_first in (False, True):
         trainer = DPOTrainer(
             model_name,
-            args=config(tmp_path, loss_type="simpo", beta=2.0, per_device_train_batch_size=8, max_steps=3),
+            args=config(tmp_path, loss_type="simpo", beta=2.0, per_device_train_batch_size=4, max_steps=2),
             train_dataset=preferences,
             eval_dataset=preferences,
             quantization_config=BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_compute_dtype=torch.float32),

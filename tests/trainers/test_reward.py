@@ -329,7 +329,7 @@ def test_saved_model_is_plain_and_its_settings_lie_beside_it(config, model_name,
 def test_quantized_base_with_lora_trains_its_head_and_adapters_only(bits, config, model_name, plain):
     trainer = RewardTrainer(
         model_name,
-        args=config(per_device_train_batch_size=8, max_steps=6, head_dropout=0.0),
+        args=config(per_device_train_batch_size=8, max_steps=4, head_dropout=0.0),
         train_dataset=plain,
         eval_dataset=plain,
         quantization_config=BitsAndBytesConfig(**QUANTIZED[bits]),

@@ -27,7 +27,8 @@ from rlhf_ext.policy_loading import load_policy
 
 RECIPES = Path(__file__).parents[1] / "recipes"
 DATA = ("prompts", "preference_rows", "feedback_gold_agreement", "feedback_agreement", "eval_gold/safety")
-EPOCHS = {"sft": 3, "dpo": 2}  # the rows are few
+# The rows are few; batches of DPO are larger than on its own demo, which has other pairs.
+OPTIONS = {"sft": "--num_train_epochs 3", "dpo": "--num_train_epochs 2 --per_device_train_batch_size 8"}
 
 
 def run_recipe(name: str, folder: Path, seed: int, *options: str) -> None:
@@ -52,7 +53,7 @@ def run(folder: Path, seed: int, prompts: int) -> dict[str, dict[str, float]]:
     files, trained = {"sft": "sft.jsonl", "dpo": "preferences.jsonl"}, {}
     for name, file in files.items():
         trained[name] = folder / f"{name}-{seed}"
-        options = ["--dataset_name", str(data / file), "--num_train_epochs", str(EPOCHS[name])]
+        options = ["--dataset_name", str(data / file), *OPTIONS[name].split()]
         run_recipe(f"{name}.py", trained[name], seed, *options, "--disable_tqdm", "true")
     scores = {"before": gold(model_path(), seed)} | {name: gold(str(path), seed) for name, path in trained.items()}
     results = json.loads((data / "all_results.json").read_text())

@@ -160,6 +160,17 @@ def test_ctrl_c_ends_the_phase_too(recipes, tmp_path, also_to_the_phase, way):
     assert said == "interrupted. The same command goes on.\n"
 
 
+def test_what_recipes_are_forked_from_has_the_imports_and_no_thread_that_a_fork_loses(tmp_path):
+    """Arrow's allocator has one, and brings it back by itself."""
+    (tmp_path / "program.py").write_text(
+        "import os, pathlib, sys\n"
+        "assert 'rlhf_ext.recipe_imports' in sys.modules\n"
+        "tasks = pathlib.Path(f'/proc/{os.getppid()}/task').iterdir()\n"
+        "print(*{(task / 'comm').read_text().strip() for task in tasks if task.name != str(os.getppid())})\n"
+    )
+    assert forked.run(tmp_path / "program.py").stdout in ("jemalloc_bg_thd\n", "\n")
+
+
 def test_full_disk_loses_nothing(recipes, tmp_path):
     """The files of the phases fit, and those of one phase in the state of the run, but not of three."""
     command = [recipes / "parent.py", recipes, tmp_path / "run", f"--note {'x' * 400}"]

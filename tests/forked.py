@@ -48,7 +48,7 @@ def _main(script, arguments, environment, folder, cwd, renders):
     from rlhf_ext import recipe_process
 
     # A phase of a pipeline is forked from its command, which has the imports, and forgets what that knows of processes.
-    recipe_process.CONTEXT = multiprocessing.get_context("fork")
+    recipe_process._context = lambda: multiprocessing.get_context("fork")
     os.register_at_fork(after_in_child=PartialState._reset_state)
     if not renders:
         Figure.savefig = _save_pixel

@@ -3,11 +3,13 @@
 No thread may be started here: a fork would lose it.
 """
 
+import rlhf_ext.recipe_imports  # first, because it quiets the libraries
+
+# isort: split
 import gc
 
 from transformers.conversion_mapping import get_checkpoint_conversion_mapping
 
-import rlhf_ext.recipe_imports
 from rlhf_ext.demo.data import PREFERENCE_SIZES, draw_preferences
 
 for split, size in PREFERENCE_SIZES.items():

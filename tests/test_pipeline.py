@@ -1,6 +1,7 @@
 """`Pipeline` with phases that take a moment: killed, resumed, locked, refused."""
 
 import json
+import multiprocessing
 import os
 import random
 import shlex
@@ -22,6 +23,8 @@ options = dict(zip(sys.argv[1::2], sys.argv[2::2]))
 folder = pathlib.Path(options["--output_dir"])
 folder.mkdir(exist_ok=True)
 (folder / "pid").write_text(str(os.getpid()))
+environment = pathlib.Path("/proc/self/environ").read_text().split("\\0")  # as glibc has read it
+(folder / "allocator").write_text(" ".join(sorted(line for line in environment if line.startswith("MALLOC_"))))
 if options.get("--fail"):
     sys.exit("error: this cannot work.")
 if options.get("--kill"):
@@ -53,6 +56,7 @@ if __name__ == "__main__":  # what is forked reads this file, too, and needs non
     import multiprocessing, resource, sys
     from rlhf_ext import pipeline, recipe_process
     from rlhf_ext.errors import one_line_errors
+    recipe_process.IMPORTS = []
     recipes, folder, options, *prepare = sys.argv[1:]
     for line in prepare:
         exec(line)
@@ -64,8 +68,11 @@ if __name__ == "__main__":  # what is forked reads this file, too, and needs non
         run.finish()
 """
 # As for users, but for the imports, which these recipes do not need.
-FORKED = "recipe_process.CONTEXT = multiprocessing.get_context('forkserver'); recipe_process.IMPORTS = []"
-PROGRAMS = "recipe_process._can_fork = lambda: False"  # as with a GPU
+WAYS = {
+    "forked": "recipe_process._context = lambda: multiprocessing.get_context('forkserver')",
+    "anew": "recipe_process._context = lambda: multiprocessing.get_context('spawn')",  # as with a GPU
+}
+in_both_ways = pytest.mark.parametrize("way", WAYS.values(), ids=WAYS)
 
 
 @pytest.fixture
@@ -75,7 +82,8 @@ def recipes(tmp_path, monkeypatch):
     (folder / "count.py").write_text(RECIPE)
     (folder / "parent.py").write_text(PARENT)
     monkeypatch.setattr(pipeline, "RECIPES", folder)
-    monkeypatch.setattr(recipe_process, "_can_fork", lambda: False)  # from this process, whose threads would be lost
+    spawn = multiprocessing.get_context("spawn")  # the tests' own process to fork from has other imports
+    monkeypatch.setattr(recipe_process, "_context", lambda: spawn)
     return folder
 
 
@@ -117,7 +125,7 @@ def until(condition, seconds=60):
         time.sleep(0.002)
 
 
-@pytest.mark.parametrize("way", [FORKED, PROGRAMS], ids=["forked", "programs"])
+@in_both_ways
 def test_killed_at_ten_moments_it_ends_as_if_nothing_had_happened(recipes, tmp_path, way):
     """SIGKILL of the command alone: the phase that it has started must not go on behind its back."""
     command = [recipes / "parent.py", recipes, tmp_path / "run", "--steps 30 --sleep 0.01", way]
@@ -140,7 +148,7 @@ def test_killed_at_ten_moments_it_ends_as_if_nothing_had_happened(recipes, tmp_p
     assert json.loads((tmp_path / "run/pipeline.json").read_text())["finished"]
 
 
-@pytest.mark.parametrize("way", [FORKED, PROGRAMS], ids=["forked", "programs"])
+@in_both_ways
 @pytest.mark.parametrize("also_to_the_phase", [True, False])
 def test_ctrl_c_ends_the_phase_too(recipes, tmp_path, also_to_the_phase, way):
     """A terminal sends the signal to both, `kill` to one."""
@@ -158,6 +166,14 @@ def test_ctrl_c_ends_the_phase_too(recipes, tmp_path, also_to_the_phase, way):
     assert not Path(f"/proc/{phase}").exists()
     said = (tmp_path / "stderr").read_text()
     assert said == "interrupted. The same command goes on.\n"
+
+
+@in_both_ways
+def test_phases_start_with_an_allocator_that_keeps_its_blocks(recipes, tmp_path, way):
+    forget = "import os; [os.environ.pop(name, None) for name in recipe_process.KEEP_BLOCKS]"
+    assert forked.run(recipes / "parent.py", recipes, tmp_path / "run", "", way, forget).returncode == 0
+    read = (tmp_path / "run/1/allocator").read_text()
+    assert read == "MALLOC_MMAP_MAX_=0 MALLOC_TRIM_THRESHOLD_=4294967296"
 
 
 def test_what_recipes_are_forked_from_has_the_imports_and_no_thread_that_a_fork_loses(tmp_path):

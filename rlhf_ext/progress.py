@@ -7,6 +7,7 @@ from transformers import Trainer, TrainerControl, TrainerState, TrainingArgument
 from transformers.trainer_callback import ProgressCallback
 
 from .demo import model_path
+from .run_report.facts import parameter_counts
 
 
 class ShortProgressCallback(ProgressCallback):
@@ -43,9 +44,8 @@ def say_what_is_trained(trainer: Trainer, source: str) -> None:
         trainer: A TRL trainer.
         source: What to call the data.
     """
-    model = trainer.accelerator.unwrap_model(trainer.model)
-    trained, total = (model.num_parameters(only_trainable=only) for only in (True, False))
-    path = model.config._name_or_path
+    trained, total = parameter_counts(trainer)
+    path = trainer.model.config._name_or_path
     name = "the embedded model" if path == model_path() else Path(path).name
     rows = [
         f"{len(dataset):,} rows" if hasattr(dataset, "__len__") else "streamed rows"

@@ -39,8 +39,7 @@ def run_facts(trainer: Trainer, script_args: RecipeArguments, train_runtime: flo
     training = "" if train_runtime is None else f", of which training {duration(train_runtime)}"
     name = trainer.model.config._name_or_path
     name = "the embedded demo's" if name == model_path() else name
-    parameters = sum(parameter.numel() for parameter in trainer.model.parameters())
-    trained = sum(parameter.numel() for parameter in trainer.model.parameters() if parameter.requires_grad)
+    trained, parameters = parameter_counts(trainer)
     data = data_source(script_args.dataset_name)
     if script_args.eval_dataset_name is not None:
         data += f"; held out: {data_source(script_args.eval_dataset_name)}"
@@ -52,6 +51,12 @@ def run_facts(trainer: Trainer, script_args: RecipeArguments, train_runtime: flo
         Fact("steps", f"{trainer.state.global_step}, with seed {args.seed}"),
         *machine_facts(args.world_size, training),
     ]
+
+
+def parameter_counts(trainer: Trainer) -> tuple[int, int]:
+    """Return how many parameters learn, and how many there are."""
+    model = trainer.accelerator.unwrap_model(trainer.model)
+    return model.num_parameters(only_trainable=True), model.num_parameters()
 
 
 def script_facts(data: Sequence[str | None], *, seconds: float | None = None) -> list[Fact]:

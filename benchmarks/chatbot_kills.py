@@ -18,7 +18,7 @@ import time
 from collections import Counter
 from pathlib import Path
 
-from rlhf_ext.pipeline import STATE_FILE
+from rlhf_ext.pipeline import STATE_FILE, read_state
 
 RECIPE = Path(__file__).parents[1] / "recipes" / "chatbot_rlhf.py"
 COMPARED = ("sft/model.safetensors", "reward/model.safetensors", "evaluation/completions.jsonl")
@@ -34,8 +34,7 @@ def start(folder: Path, options: list[str], log: Path) -> subprocess.Popen:
 
 def finished(folder: Path) -> set[str]:
     """Return the phases that the run in a folder has finished."""
-    path = folder / STATE_FILE
-    return set(json.loads(path.read_text())["phases"]) if path.is_file() else set()
+    return {*read_state(folder)["phases"]} if (folder / STATE_FILE).is_file() else set()
 
 
 def run_to_the_end(folder: Path, options: list[str], log: Path) -> None:
@@ -60,24 +59,24 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as top:
         whole, killed, log = Path(top, "whole"), Path(top, "killed"), Path(top, "log")
         run_to_the_end(whole, options, log)
-        kills, begun, repeated = [], Counter(), []
-        while len(kills) <= arguments.kills:
+        starts, repeated = [], []  # the phases that each start began; those of them that were finished
+        for number in range(arguments.kills + 1):
             before = finished(killed)
-            if len(kills) == arguments.kills:
+            if number == arguments.kills:
                 run_to_the_end(killed, options, log)
             else:
                 process = start(killed, options, log)
                 time.sleep(rng.uniform(0, arguments.longest))
                 process.kill()
                 if process.wait() == 0:
-                    raise RuntimeError(f"finished after {len(kills)} kills: use a smaller --longest")
-            names = BEGINS.findall(log.read_text())
-            begun.update(names)
-            repeated += [name for name in names if name in before]
-            kills.append(names[-1] if names else "start")
+                    raise RuntimeError(f"finished after {number} kills: use a smaller --longest")
+            starts.append(BEGINS.findall(log.read_text()))
+            repeated += [name for name in starts[-1] if name in before]
         files = [*COMPARED, f"{arguments.algorithm}/model.safetensors"]
         same = {file: (whole / file).read_bytes() == (killed / file).read_bytes() for file in files}
-    report = {"killed_in": kills[:-1], "begun": begun, "begun_when_finished": repeated, "same_bytes": same}
+    killed_in = [names[-1] if names else "start" for names in starts[:-1]]
+    begun = Counter(name for names in starts for name in names)
+    report = {"killed_in": killed_in, "begun": begun, "begun_when_finished": repeated, "same_bytes": same}
     print(json.dumps(report, indent=2))
     if repeated or not all(same.values()):
         sys.exit(1)

@@ -5,7 +5,7 @@ from typing import Any
 
 from matplotlib.axes import Axes
 
-from ..evaluation.figures import CHOSEN, GUIDE, REJECTED, draw
+from ..evaluation.figures import CHOSEN, GUIDE, INK, REJECTED, draw
 from ..evaluation.page import Figure
 from .bands import Band
 
@@ -143,7 +143,6 @@ def reward_over_kl(history: Log, judge: str | None) -> list[Figure]:
     has_gold = any(row[2] is not None for rows in series.values() for row in rows)
 
     def plot(axes: Axes) -> None:
-        ink = axes.xaxis.label.get_color()
         sides = [(axes, 1, CHOSEN, "reward")]
         if has_gold:
             other = axes.twinx()
@@ -162,7 +161,7 @@ def reward_over_kl(history: Log, judge: str | None) -> list[Figure]:
                     markersize=size,
                     markeredgecolor=GUIDE if prefix else colour,
                 )
-            side.set_ylabel(label, color=colour if has_gold else ink)
+            side.set_ylabel(label, color=colour if has_gold else INK)
         axes.set(title="reward over KL", xlabel="KL to the start, nats per completion")
 
     caption = "Small dots: training batches. Large dots: held-out prompts, before and after."

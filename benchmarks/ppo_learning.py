@@ -47,9 +47,9 @@ CRITICS = PPOConfig.__dataclass_fields__["critic"].metadata["choices"]
 LEARNING_RATES = {"rloo": 2e-2, "head": 2e-2, "adapter": 2e-2, "model": 2e-2}
 SEARCHED = [5e-3, 1e-2, 2e-2]
 CRITIC_OPTIONS: dict[str, dict[str, Any]] = {
-    "head": {"critic_learning_rate": 5e-2, "critic_stop_gradient": True},
+    "head": {"critic_learning_rate": 1e-2, "critic_stop_gradient": True},
     "adapter": {"critic_learning_rate": 1e-2},
-    "model": {"critic_learning_rate": 1e-2},
+    "model": {"critic_learning_rate": 5e-3},
 }
 
 

@@ -109,6 +109,26 @@ def rloo(
     return _real(advantages.view(-1, 1).expand_as(rewards), mask), returns
 
 
+def mean_shortfall(
+    rewards: Tensor,
+    values: Tensor,
+    mask: Tensor,
+    *,
+    gamma: float,
+    reduce: Callable[[Tensor], Tensor] | None = None,
+) -> Tensor:
+    r"""Return by how much values lie below the rewards to go, on average: a scalar, in units of reward.
+
+    $\frac{1}{n} \sum (G_t - V_t)$ over the real tokens of all processes, with $G_t = r_t + \gamma G_{t+1}$. Added to
+    every value it is the constant with the least squared error. No tokens: 0. `reduce` as in `reinforce`.
+
+    Raises:
+        ValueError: Tensors that are not of one shape (B, T), or `gamma` outside [0, 1].
+    """
+    shortfall, _ = gae(rewards, values, mask, gamma=gamma, lam=1.0)
+    return _mean(shortfall, mask, reduce)
+
+
 def masked_mean(values: Tensor, mask: Tensor, dim: int | None = None) -> Tensor:
     """Mean of `values` where `mask` is not 0, over all elements or along `dim`; the mean of nothing is 0.
 

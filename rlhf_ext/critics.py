@@ -21,6 +21,7 @@ from peft import PeftModel, load_peft_weights, set_peft_model_state_dict
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict, set_model_state_dict
+from torch.distributed.fsdp import FSDPModule
 from transformers import PreTrainedTokenizerBase
 
 from .adapters import (
@@ -77,6 +78,14 @@ class Critic(ABC):
         Returns:
             (B, C), float32.
         """
+
+    @torch.no_grad()
+    def shift(self, constant: float) -> None:
+        """Add a constant to all values from now on."""
+        if isinstance(self.module, FSDPModule):
+            self.module.reshard()  # after a pass without gradient it holds whole weights, which are thrown away
+        head = self.module.head if isinstance(self.module, CriticModel) else self.module
+        head.bias.add_(constant)
 
     def reading(self) -> Any:
         """Return the context for passes of the policy that the critic may read its values off."""

@@ -10,7 +10,7 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from rlhf_ext import get_plugin, list_plugins
-from rlhf_ext.advantages import gae, masked_mean, masked_var, reinforce, rloo, whiten
+from rlhf_ext.advantages import gae, masked_mean, masked_var, mean_shortfall, reinforce, rloo, whiten
 
 NAN = float("nan")
 NAMES = ("gae", "reinforce", "rloo")
@@ -139,6 +139,29 @@ def test_reinforce_equals_a_plain_double_loop(rollout, gamma):
     advantages, returns = reinforce(tensor(rewards), tensor(values), torch.tensor(mask), gamma=gamma, lam=1.0)
     torch.testing.assert_close(returns, spread(to_go, mask))
     torch.testing.assert_close(advantages, spread([[g - mean for g in row] for row in to_go], mask))
+
+
+@quick
+@given(rollout=rollouts(), gamma=unit)
+def test_mean_shortfall_equals_a_plain_double_loop(rollout, gamma):
+    rewards, values, mask = rollout
+    rows = [(reward_to_go_of_one(real(r, m), gamma), real(v, m)) for r, v, m in zip(rewards, values, mask, strict=True)]
+    shortfalls = [g - v for to_go, row in rows for g, v in zip(to_go, row, strict=True)]
+    given = tensor(rewards), tensor(values), torch.tensor(mask)
+    expected = tensor(statistics.fmean(shortfalls or [0.0]))
+    torch.testing.assert_close(mean_shortfall(*given, gamma=gamma), expected, rtol=1e-5, atol=1e-5)
+
+
+@quick
+@given(rollout=rollouts(), gamma=unit)
+def test_mean_shortfall_in_two_processes_equals_one(rollout, gamma):
+    tensors = list(map(tensor, rollout))
+
+    def function(*tensors, reduce=None):
+        return (mean_shortfall(*tensors, gamma=gamma, reduce=reduce),)
+
+    for (part,) in in_processes(function, [[rows[:1] for rows in tensors], [rows[1:] for rows in tensors]]):
+        torch.testing.assert_close(part, *function(*tensors), rtol=1e-5, atol=1e-5)
 
 
 @quick

@@ -138,6 +138,19 @@ def test_model_critic_of_another_architecture(policy, accelerator, batch, tmp_pa
         ModelCritic(policy, accelerator, start_from=str(tmp_path))
 
 
+@pytest.mark.parametrize("critic", [HeadCritic, AdapterCritic, ModelCritic])
+def test_shift_adds_a_constant_to_all_values(critic, policy, accelerator, batch):
+    critic = critic(policy, accelerator)
+    give_opinion(critic)
+    values = []
+    for constant in (0.0, -1.5):
+        critic.shift(constant)
+        with critic.reading():
+            policy(*batch)
+        values.append(critic.values(*batch, 5))
+    torch.testing.assert_close(values[1], values[0] - 1.5)
+
+
 @pytest.mark.parametrize("kind", ["head", "adapter", "model"])
 def test_critic_starts_as_the_reward_model(kind, policy, accelerator, batch, reward_adapter):
     """The value of what follows a text is, at first, the score of the text."""
@@ -289,6 +302,9 @@ def test_gradient_equals_the_formula_with_and_without_checkpointing(kind, make_t
     own = fresh.critic.parameters()
     ids, mask = (torch.cat([inputs[f"prompt_{k}"], inputs[f"completion_{k}"]], 1) for k in ("ids", "mask"))
     real = inputs["completion_mask"].bool()
+    moved = (inputs["values"] - fresh.critic.values(ids, mask, real.size(1)))[real]  # to the mean return, all alike
+    torch.testing.assert_close(moved, moved.mean().expand_as(moved), rtol=1e-4, atol=1e-4)
+    fresh.critic.shift(moved.mean().item())
     values = fresh.critic.values(ids, mask, real.size(1))
     near = inputs["values"] + (values - inputs["values"]).clamp(-0.2, 0.2)
     errors = torch.maximum((values - inputs["returns"]) ** 2, (near - inputs["returns"]) ** 2)

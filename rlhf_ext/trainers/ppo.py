@@ -17,7 +17,7 @@ from peft import PeftModel
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from ..advantages import masked_mean, whiten
+from ..advantages import masked_mean, mean_shortfall, whiten
 from ..completion_pass import completion_pass, without_padding
 from ..critics import causal_lm_of, make_critic
 from ..dropout import check_adapter_dropout, disable_dropout, without_dropout
@@ -179,6 +179,8 @@ class PPOTrainer(TrainsCritic, ResumesExactly, trl.GRPOTrainer):
         kl = per_token_kl(logps, logps if ref_logps is None else ref_logps, estimator=self.args.kl_estimator)
         scores = self._shape_scores(self._scores, output)
         rewards = token_rewards(scores, kl, mask, kl_coef=self.kl_controller.coef)
+        if self.model.training and self.args.vf_coef:
+            values = self._center_critic(rewards, values, mask)
         advantages, returns = self._estimators[self.model.training](rewards, values, mask)
         self._log(completion_metrics(output, mask, ref_logps, scores), weight=len(scores))
         self._log(value_metrics(values, returns, mask), weight=mask.sum())
@@ -188,6 +190,16 @@ class PPOTrainer(TrainsCritic, ResumesExactly, trl.GRPOTrainer):
         if self.args.whiten_advantages:
             advantages = whiten(advantages, mask, reduce=self._sum)
         return output | {"advantages": advantages, "values": values, "returns": returns}
+
+    def _center_critic(self, rewards: Tensor, values: Tensor, mask: Tensor) -> Tensor:
+        """Move the critic's bias so that its values have the mean of the returns; return the values that it has then.
+
+        An optimizer moves the bias by as little as any of the many weights beside it. What returns have in common would
+        be learned by these, which see the state, and differences between states would come out that there are not.
+        """
+        shortfall = mean_shortfall(rewards, values, mask, gamma=self.args.gamma, reduce=self._sum)
+        self.critic.shift(shortfall.item())
+        return values + shortfall
 
     def _shape_scores(self, scores: Tensor, output: dict[str, Tensor]) -> Tensor:
         """Scale and clip the scores, then penalise completions that do not end by themselves."""

@@ -104,6 +104,29 @@ def test_advantages_are_whitened_over_the_tokens_of_the_batch(make_trainer):
     assert (output["advantages"][~output["completion_mask"].bool()] == 0).all()
 
 
+@pytest.mark.parametrize("critic", ["head", "adapter", "model"])
+def test_critic_is_moved_to_the_mean_return_before_it_learns(critic, make_trainer):
+    trainer = make_trainer(critic=critic, gamma=0.9, lam=1.0, init_kl_coef=0.5, max_completion_length=64)
+    bias = next(p for name, p in trainer.critic.module.named_parameters() if name in ("bias", "head.bias"))
+    output = rollout(trainer)
+    mask = output["completion_mask"].bool()
+    assert not mask.all()  # so that padding is tested
+    assert abs(bias.item() - 0.3) > 0.1  # where it stood
+    assert (output["returns"] - output["values"])[mask].mean().item() == pytest.approx(0, abs=1e-5)
+    # The critic itself has moved, so that the same completions move it no further. Nor does lambda, which lets the
+    # critic's own values into the returns.
+    trainer.args.lam = 0.8
+    torch.testing.assert_close(rollout(trainer)["values"][mask], output["values"][mask])
+
+
+@pytest.mark.parametrize("options", [{}, {"vf_coef": 0.0}], ids=["evaluation", "critic that does not learn"])
+def test_critic_that_does_not_learn_is_not_moved(options, make_trainer):
+    trainer = make_trainer(**options)
+    trainer.model.train(bool(options))
+    rollout(trainer)
+    assert trainer.critic.module.bias.item() == pytest.approx(0.3)
+
+
 @pytest.mark.parametrize("stop_gradient", [False, True])
 @pytest.mark.parametrize("moved", [False, True], ids=["at rollout", "after a step"])
 def test_loss_and_gradient_equal_the_formula(moved, stop_gradient, make_trainer):

@@ -35,7 +35,7 @@ from .plugin_losses import check_extras_of, check_losses, collate_with_extras
 from .resume import ResumesExactly
 from .reward_config import RewardConfig
 from .reward_head import add_head_dropout, initialize_head, keep_in_float32
-from .reward_peft import check_adapter, layers_beside, whole_layers, with_layers
+from .reward_peft import check_adapter, check_whole, layers_beside, whole_layers, with_layers
 
 if TYPE_CHECKING:
     from peft import PeftConfig
@@ -76,8 +76,9 @@ class RewardTrainer(ResumesExactly, GroupsByLength, trl.RewardTrainer):
         Raises:
             TypeError: `args` is not an `rlhf_ext.RewardConfig`.
             DataError: An extra column is missing, not numeric or not finite; or a row is longer than the model takes.
-            ValueError: The head, or another layer that the model's checkpoint lacks, would not be trained or saved; a
-                dropout would not be applied; or there is no tokenizer, or none with an end token.
+            ValueError: `model` names an adapter; the head, or another layer that the model's checkpoint lacks, would
+                not be trained or saved; a dropout would not be applied; or there is no tokenizer, or none with an end
+                token.
         """
         if args is not None and not isinstance(args, RewardConfig):
             raise TypeError(
@@ -90,6 +91,7 @@ class RewardTrainer(ResumesExactly, GroupsByLength, trl.RewardTrainer):
         self._losses = args.plugin_losses(self._extra_columns)
         check_extras_of(train_dataset, eval_dataset, self._extra_columns)
         check_adapter(model, peft_config, disable_dropout=args.disable_dropout)
+        check_whole(model, _loading_options(args)["revision"])
         if processing_class is None:
             processing_class = _load_tokenizer(model, args)
         _settle_end_token(processing_class, args, train_dataset)

@@ -2,22 +2,39 @@
 
 from collections.abc import Mapping, Sequence
 from copy import copy
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from peft import PeftModel
+from peft import PeftConfig, PeftModel
 from peft.utils import ModulesToSaveWrapper
 from torch import nn
 from transformers import PreTrainedModel
 
 from ..dropout import check_adapter_dropout
+from ..policy_loading import is_adapter
 from ..pooling import classification_module, head_name
 from ..reward_layers import layers_to_save, trained_copy
 
-if TYPE_CHECKING:
-    from peft import PeftConfig
+
+def check_whole(model: str | nn.Module, revision: str | None) -> None:
+    """Refuse the name of an adapter: Transformers would put it, frozen, under a reward head or below another adapter.
+
+    Args:
+        model: What the trainer was given.
+        revision: Of a model to load.
+
+    Raises:
+        ValueError: It is the name of an adapter.
+    """
+    if isinstance(model, str) and is_adapter(model, revision):
+        base = PeftConfig.from_pretrained(model, revision=revision).base_model_name_or_path
+        raise ValueError(
+            f"{model} is an adapter, which would not be trained: merge it into its base first (merge_and_unload), or "
+            f"name that base, {base}. A reward model's adapter is trained on as a PeftModel, loaded with "
+            "is_trainable=True."
+        )
 
 
-def check_adapter(model: str | nn.Module, peft_config: "PeftConfig | None", *, disable_dropout: bool) -> None:
+def check_adapter(model: str | nn.Module, peft_config: PeftConfig | None, *, disable_dropout: bool) -> None:
     """Refuse adapters that would not give a reward model, or have an option without effect.
 
     Args:
@@ -68,7 +85,7 @@ def layers_beside(model: str | PreTrainedModel | PeftModel, options: Mapping[str
     return layers or [head_name(module)]
 
 
-def with_layers(peft_config: "PeftConfig", layers: Sequence[str]) -> "PeftConfig":
+def with_layers(peft_config: PeftConfig, layers: Sequence[str]) -> PeftConfig:
     """Return the configuration for a reward model that saves `layers` whole; PEFT adds the head by itself."""
     peft_config = copy(peft_config)
     peft_config.task_type = "SEQ_CLS"

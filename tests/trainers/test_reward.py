@@ -7,7 +7,7 @@ import pytest
 import torch
 import trl
 from datasets import Dataset
-from peft import LoraConfig, PromptTuningConfig
+from peft import LoraConfig, PeftModel, PromptTuningConfig, get_peft_model
 from transformers import (
     AutoModelForSequenceClassification,
     AutoTokenizer,
@@ -203,6 +203,28 @@ def test_configuration_of_trl_is_refused(config, model_name, plain):
 def test_adapter_that_cannot_work_is_refused_before_the_model_loads(peft_config, message, config, plain):
     with pytest.raises(ValueError, match=message):
         RewardTrainer("/no/such/model", args=config(), train_dataset=plain, peft_config=peft_config)
+
+
+@pytest.mark.parametrize("task_type", ["CAUSAL_LM", "SEQ_CLS"])
+@pytest.mark.parametrize("peft_config", [None, lora()], ids=["full", "lora"])
+def test_name_of_an_adapter_is_refused_before_its_base_loads(peft_config, task_type, config, plain, tmp_path):
+    """Of a policy, as recipes/sft.py leaves one, or of a reward model."""
+    lora(task_type=task_type, base_model_name_or_path="/no/such/base").save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match=r"is an adapter.* merge it .* first .* or name that base, /no/such/base"):
+        RewardTrainer(str(tmp_path), args=config(), train_dataset=plain, peft_config=peft_config)
+
+
+def test_adapter_of_a_reward_model_is_trained_on(config, model_name, plain, tmp_path):
+    """As the message for its name says."""
+    base = AutoModelForSequenceClassification.from_pretrained(model_name, num_labels=1)
+    get_peft_model(base, lora()).save_pretrained(tmp_path / "adapter")
+    base = AutoModelForSequenceClassification.from_pretrained(model_name, num_labels=1)
+    model = PeftModel.from_pretrained(base, tmp_path / "adapter", is_trainable=True)
+    before = {name: weight.clone() for name, weight in model.named_parameters() if weight.requires_grad}
+    RewardTrainer(model, args=config(calibrate=False), train_dataset=plain).train()
+    after = dict(model.named_parameters())
+    assert {name.split(".")[-3] for name in before} == {"lora_A", "lora_B", "modules_to_save"}
+    assert not any(torch.equal(after[name], weight) for name, weight in before.items() if "lora_A" not in name)
 
 
 def test_dropout_of_adapters_acts_where_it_is_wanted(config, model_name, plain):

@@ -31,6 +31,7 @@ from .plugin_losses import (
     try_losses,
 )
 from .resume import ResumesExactly
+from .trainable import check_trainable
 
 # TRL keeps its loss names in an if/elif whose error for an unknown one lists them; a test compares this set with it.
 # fmt: off
@@ -184,6 +185,7 @@ class DPOTrainer(ResumesExactly, GroupsByLength, trl.DPOTrainer):
         Raises:
             TypeError: `args` is not an `rlhf_ext.DPOConfig`.
             DataError: An extra column is missing, not numeric or not finite.
+            ValueError: Every weight of the model is frozen.
         """
         if args is not None and not isinstance(args, DPOConfig):
             raise TypeError(f"args must be an rlhf_ext.DPOConfig, got {type(args).__module__}.{type(args).__name__}.")
@@ -195,6 +197,7 @@ class DPOTrainer(ResumesExactly, GroupsByLength, trl.DPOTrainer):
         )
         check_extras_of(train_dataset, eval_dataset, args.extra_columns)
         super().__init__(model, ref_model, args, data_collator, train_dataset, eval_dataset, *trl_args, **trl_kwargs)
+        check_trainable(self.model)
         keep_gradients_on_cpu(self.model)
         weights = self.loss_weights
         self.loss_types = [name for name in args.loss_type if name not in losses]

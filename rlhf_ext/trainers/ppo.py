@@ -41,6 +41,7 @@ from .ppo_config import PPOConfig
 from .ppo_metrics import completion_metrics, loss_metrics, value_metrics
 from .replaced import replaced
 from .resume import ResumesExactly
+from .trainable import check_trainable
 from .trains_critic import TrainsCritic
 
 logger = logging.getLogger(__name__)
@@ -90,8 +91,8 @@ class PPOTrainer(TrainsCritic, ResumesExactly, trl.GRPOTrainer):
 
         Raises:
             TypeError: `args` is not an `rlhf_ext.PPOConfig`.
-            ValueError: The dataset is smaller than one batch, a dropout was asked for that would not be applied, or the
-                processes were launched with DeepSpeed or FSDP1.
+            ValueError: The dataset is smaller than one batch, a dropout was asked for that would not be applied, every
+                weight of the policy is frozen, or the processes were launched with DeepSpeed or FSDP1.
         """
         if args is not None and not isinstance(args, PPOConfig):
             raise TypeError(f"args must be an rlhf_ext.PPOConfig, got {type(args).__module__}.{type(args).__name__}.")
@@ -110,6 +111,7 @@ class PPOTrainer(TrainsCritic, ResumesExactly, trl.GRPOTrainer):
         # Any beta but 0 makes TRL load the reference. What it weighs in the loss is set in `_compute_loss`.
         with replaced(args, beta=args.beta or float(args.needs_reference)):
             super().__init__(model, reward_funcs, args, train_dataset, *trl_args, **trl_kwargs)
+        check_trainable(self.model)
         check_policy(self.model, args, is_multimodal=self._is_vlm)
         check_names(self.reward_func_names)
         stop_ids = (args.generation_kwargs or {}).get("eos_token_id")

@@ -36,6 +36,7 @@ from .resume import ResumesExactly
 from .reward_config import RewardConfig
 from .reward_head import add_head_dropout, initialize_head, keep_in_float32
 from .reward_peft import check_adapter, check_whole, layers_beside, whole_layers, with_layers
+from .trainable import check_trainable
 
 if TYPE_CHECKING:
     from peft import PeftConfig
@@ -76,9 +77,9 @@ class RewardTrainer(ResumesExactly, GroupsByLength, trl.RewardTrainer):
         Raises:
             TypeError: `args` is not an `rlhf_ext.RewardConfig`.
             DataError: An extra column is missing, not numeric or not finite; or a row is longer than the model takes.
-            ValueError: `model` names an adapter; the head, or another layer that the model's checkpoint lacks, would
-                not be trained or saved; a dropout would not be applied; or there is no tokenizer, or none with an end
-                token.
+            ValueError: `model` names an adapter, or all its weights are frozen; the head, or another layer that the
+                model's checkpoint lacks, would not be trained or saved; a dropout would not be applied; or there is no
+                tokenizer, or none with an end token.
         """
         if args is not None and not isinstance(args, RewardConfig):
             raise TypeError(
@@ -111,6 +112,7 @@ class RewardTrainer(ResumesExactly, GroupsByLength, trl.RewardTrainer):
             peft_config=peft_config,
             **trl_kwargs,
         )
+        check_trainable(self.model)
         if is_peft_model(self.model):
             for layer in whole_layers(self.model, layers):
                 keep_in_float32(layer)

@@ -114,6 +114,7 @@ def parse_arguments(
     model_args.options_given = given
     if script_args.ignore_bias_buffers:
         raise ArgumentError("--ignore_bias_buffers has no effect here: drop it.")
+    _check_evaluation(_find(TrainingArguments, parsed))
     _check_model_config(model_args)
     return parsed
 
@@ -171,6 +172,16 @@ def _parse(
 def _suggest(name: str, known: Sequence[str]) -> str:
     close = difflib.get_close_matches(name.split("=")[0], known, n=1)
     return f" Did you mean {close[0]!r}?" if close else " See --help for all of them."
+
+
+def _check_evaluation(training_args: TrainingArguments) -> None:
+    """Refuse what casts the weights for good in the evaluation before training, and in the one before saving."""
+    for dtype in ("bf16", "fp16"):
+        if getattr(training_args, f"{dtype}_full_eval"):
+            raise ArgumentError(
+                f"--{dtype}_full_eval would cast the weights that are trained and saved: drop it. With --{dtype} "
+                "evaluations compute in that dtype, and the weights stay as they are."
+            )
 
 
 def _check_model_config(model_args: ModelConfig) -> None:

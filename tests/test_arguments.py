@@ -84,6 +84,11 @@ def test_losses_and_keywords_on_the_command_line():
         (["--use_peft", "--load_in_8bit", "--use_bnb_nested_quant"], "--use_bnb_nested_quant has no effect without"),
         (["--bnb_4bit_quant_storage", "uint8"], "--bnb_4bit_quant_storage has no effect without --load_in_4bit"),
         (["--ignore_bias_buffers"], "--ignore_bias_buffers has no effect here: drop it"),
+        (["--bf16_full_eval"], "--bf16_full_eval would cast the weights that are trained and saved: drop it"),
+        (
+            ["--fp16_full_eval"],
+            "--fp16_full_eval would cast the weights that are trained and saved: drop it. With --fp16",
+        ),
         (["--model_revision", "v2"], "--model_revision has no effect on a model in a local folder"),
     ],
 )

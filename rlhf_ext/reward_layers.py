@@ -14,7 +14,7 @@ from typing import Any
 import transformers
 from peft.utils import ModulesToSaveWrapper
 from torch import Tensor, nn
-from transformers import AutoModelForSequenceClassification
+from transformers import AutoConfig, AutoModelForSequenceClassification
 
 from .pooling import classification_module, head_name, head_of
 
@@ -67,8 +67,11 @@ def layers_to_save(path: str, **options: Any) -> list[str]:
         ValueError: It cannot become a sequence-classification model.
     """
     with quiet():
+        config = AutoConfig.from_pretrained(path, num_labels=1, **options)
+        # Packed 4-bit weights cannot be unpacked without being read; as they are, only their shapes do not match.
+        vars(config).pop("quantization_config", None)
         outline, report = AutoModelForSequenceClassification.from_pretrained(
-            path, num_labels=1, device_map="meta", output_loading_info=True, **options
+            path, config=config, device_map="meta", output_loading_info=True, ignore_mismatched_sizes=True, **options
         )
     name = head_name(outline)
     in_head = [f"{name}.{part}".rstrip(".") for part, m in head_of(outline).named_modules() if isinstance(m, nn.Linear)]

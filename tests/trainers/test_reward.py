@@ -9,6 +9,7 @@ import trl
 from datasets import Dataset
 from peft import LoraConfig, PeftModel, PromptTuningConfig, get_peft_model
 from transformers import (
+    AutoModelForCausalLM,
     AutoModelForSequenceClassification,
     AutoTokenizer,
     BertConfig,
@@ -368,6 +369,22 @@ def test_quantized_base_with_lora_trains_its_head_and_adapters_only(bits, config
     after = dict(trainer.model.named_parameters())
     assert all(torch.equal(after[name], weight) for name, weight in quantized.items())
     assert trainer.settings.quantization[f"load_in_{bits}bit"] is True
+
+
+@pytest.mark.parametrize("bits", [8, 4])
+def test_checkpoint_that_was_saved_quantized(bits, config, model_name, tokenizer, plain, tmp_path):
+    quantization = BitsAndBytesConfig(**QUANTIZED[bits])
+    base = AutoModelForCausalLM.from_pretrained(model_name, quantization_config=quantization)
+    base.save_pretrained(tmp_path / "base")
+    tokenizer.save_pretrained(tmp_path / "base")
+    args = config(calibrate=False, max_steps=1)
+    trainer = RewardTrainer(str(tmp_path / "base"), args=args, train_dataset=plain, peft_config=lora())
+    trained = {name for name, weight in trainer.model.named_parameters() if weight.requires_grad and "lora" not in name}
+    assert trained == {"base_model.model.score.modules_to_save.default.weight"}
+    trainer.train()
+    trainer.save_model()
+    score = RewardModel(trainer.model, trainer.processing_class).score("Hello.")
+    assert RewardModel.from_pretrained(args.output_dir).score("Hello.") == pytest.approx(score, abs=1e-5)
 
 
 @pytest.mark.parametrize("peft_config", [None, lora()], ids=["full", "lora"])

@@ -75,8 +75,9 @@ def generate(
     """Return one completion per prompt, in their order.
 
     By default it is sampled from the model's whole distribution: of a model's own generation configuration only the
-    special tokens count. The model's mode, the tokenizer and the global random state are left as they were. Sampled
-    completions depend on `batch_size`, as all of a batch share one random state.
+    special tokens count, and the tokenizer's end token ends a completion too. The model's mode, the tokenizer and the
+    global random state are left as they were. Sampled completions depend on `batch_size`, as all of a batch share one
+    random state.
 
     Args:
         model: A causal language model, quantized or with adapters too.
@@ -178,11 +179,17 @@ def _complete(
     sampled = decoding.temperature > 0
     settings = {"temperature": decoding.temperature, "top_k": decoding.top_k, "top_p": decoding.top_p}
     settings = {"do_sample": sampled, "max_new_tokens": decoding.max_new_tokens, **(settings if sampled else {})}
-    output = _generate(model, tokenizer, token_ids, **settings)
-    ends = model.generation_config.eos_token_id
-    ends = torch.tensor([] if ends is None else ends, dtype=torch.long).reshape(-1)
+    ends = _end_tokens(model, tokenizer)
+    output = _generate(model, tokenizer, token_ids, eos_token_id=ends or None, **settings)
     written = output.sequences[:, max(map(len, token_ids)) :].cpu()
-    return [_until_end(row, ends) for row in written]
+    return [_until_end(row, torch.tensor(ends, dtype=torch.long)) for row in written]
+
+
+def _end_tokens(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """Return the end tokens of the model and of the tokenizer, which for an adapter may be another than its base's."""
+    own = model.generation_config.eos_token_id
+    own = own if isinstance(own, list) else [own]
+    return sorted({*own, tokenizer.eos_token_id} - {None})
 
 
 @torch.no_grad()

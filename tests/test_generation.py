@@ -140,6 +140,19 @@ def test_tokens_end_with_the_end_token_or_at_the_limit(model, tokenizer, prompts
     assert texts == generate(model, tokenizer, prompts, seed=0, max_new_tokens=40)
 
 
+def test_end_token_of_the_tokenizer_counts_beside_those_of_the_model(model, model_name, tokenizer, prompts):
+    """An adapter's tokenizer may end a turn with another token than its base does."""
+    texts = [tokenizer.apply_chat_template(prompt, add_generation_prompt=True, tokenize=False) for prompt in prompts]
+    adapted = get_peft_model(model, LoraConfig(r=1, target_modules=["q_proj"]))
+    decoding, other = Decoding(max_new_tokens=40, temperature=0.0), AutoTokenizer.from_pretrained(model_name)
+    whole = [completion.tolist() for _, completion in generate_tokens(adapted, tokenizer, texts, decoding)]
+    end = other.eos_token_id = whole[0][5]
+    cut = [completion.tolist() for _, completion in generate_tokens(adapted, other, texts, decoding)]
+    adapted.unload()
+    assert cut == [row[: row.index(end) + 1] if end in row else row for row in whole]
+    assert any(tokenizer.eos_token_id in row for row in cut)
+
+
 def test_a_tokenizer_without_a_padding_token(model, model_name, tokenizer, prompts):
     bare = AutoTokenizer.from_pretrained(model_name)
     bare.pad_token = None

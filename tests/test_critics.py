@@ -317,16 +317,17 @@ def test_gradient_equals_the_formula_with_and_without_checkpointing(kind, make_t
     assert max(gradient.abs().max() for gradient in expected) > 1e-3
 
 
-@pytest.mark.parametrize("kind", ["head", "adapter", "model"])
-def test_critic_learns_with_its_own_rate_and_leaves_the_base_alone(kind, make_trainer):
-    trainer = make_trainer(kind, critic_learning_rate=1e-2, max_steps=5, critic_warmup_steps=2)
+@pytest.mark.parametrize(("kind", "rate"), [("head", None), ("adapter", 8e-3), ("model", 8e-3)])
+def test_critic_learns_with_its_own_rate_and_leaves_the_base_alone(kind, rate, make_trainer):
+    """By default ten times the policy's."""
+    trainer = make_trainer(kind, critic_learning_rate=rate, max_steps=5, critic_warmup_steps=2)
     own = trainer.critic.parameters()
     before = [p.detach().clone() for p in own]
     base = {n: p.detach().clone() for n, p in trainer.model.named_parameters() if "lora_" not in n}
     trainer.train()
     groups = {group.get("name"): group for group in trainer.optimizer.param_groups}
     assert {id(p) for p in groups["critic"]["params"]} == {id(p) for p in own}
-    assert groups["critic"]["initial_lr"] == 1e-2 and trainer.optimizer.param_groups[0]["initial_lr"] == 1e-3
+    assert groups["critic"]["initial_lr"] == (rate or 1e-2) and trainer.optimizer.param_groups[0]["initial_lr"] == 1e-3
     assert not {id(p) for p in own} & {id(p) for p in trainer.optimizer.param_groups[0]["params"]}
     assert sum(not torch.equal(a, b) for a, b in zip(before, own, strict=True)) >= len(own) - 1
     assert all(torch.equal(p, base[n]) for n, p in trainer.model.named_parameters() if n in base)

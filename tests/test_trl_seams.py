@@ -34,6 +34,7 @@ SEAMS = [
     (trl.DPOTrainer, "__init__", "self.loss_types = args.loss_type", "plugin names pass TRL's constructor"),
     (trl.DPOTrainer, "__init__", "self.loss_weights = args.loss_weights or", "weights of a mix"),
     (trl.DPOTrainer, "__init__", "self.precompute_ref_logps = args.precompute_ref_log_probs", "what we set for a pass"),
+    (trl.DPOTrainer, "__init__", "self.padding_free = False", "refusing an option that TRL switches off"),
     (trl.DPOTrainer, "_precompute_ref_logps", "self.compute_ref_log_probs(model, padded", "4-bit bases"),
     (trl.DPOTrainer, "compute_ref_log_probs", "self.ref_model is None and is_peft_model(", "adapters"),
     (Accelerator, "prepare_model", "model._is_accelerate_prepared = True", "training after an evaluation"),

@@ -83,6 +83,7 @@ class DPOConfig(trl.DPOConfig):
     def __post_init__(self) -> None:
         """Adds the checks of the losses, their keywords and options that would have no effect."""
         super().__post_init__()
+        self._check_unread()
         self.loss_kwargs = parse_loss_kwargs(self.loss_kwargs)
         self.extra_columns = parse_columns(self.extra_columns)
         self.plugin_losses()
@@ -102,6 +103,19 @@ class DPOConfig(trl.DPOConfig):
         self._check_options(losses)
         try_losses(losses, self.extra_columns, lambda loss, extras: loss(_trial_batch(extras), beta=self.beta))
         return losses
+
+    def _check_unread(self) -> None:
+        """Raise for options of Transformers and TRL that no loss reads."""
+        if self.label_smoothing_factor:
+            raise ValueError(
+                f"label_smoothing_factor={self.label_smoothing_factor} has no effect, as DPO has no labels of tokens. "
+                "Use label_smoothing; for the sigmoid loss with loss_type='cdpo'."
+            )
+        if self.padding_free:
+            raise ValueError(
+                "padding_free=True has no effect: TRL pads all the same. Drop it; "
+                "train_sampling_strategy='group_by_length' leaves less to pad."
+            )
 
     def _check_options(self, losses: Mapping[str, Callable[..., Tensor]]) -> None:
         """Raise where an option would have no effect."""

@@ -172,8 +172,6 @@ class PPOConfig(trl.GRPOConfig):
         super().__post_init__()
         self.num_generations = generations
         self.advantage_kwargs = dict(self.advantage_kwargs or {})
-        if self.critic_learning_rate is None:
-            self.critic_learning_rate = 10 * self.learning_rate
         check_ranges(self)
         check_contradictions(self)
         check_without_effect(self)

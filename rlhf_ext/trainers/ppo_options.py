@@ -10,8 +10,8 @@ ABOVE_ZERO = ("clip_scores", "kl_stop", "cliprange_value", "missing_eos_penalty"
 ZERO_OR_ABOVE = ("vf_coef", "critic_learning_rate", "critic_warmup_steps", "epsilon", "epsilon_high")
 COUNTS = ("num_generations", "num_generations_eval", "num_iterations", "steps_per_generation")
 WITHOUT_CRITIC = ("reinforce", "rloo")  # built-in estimators that have no use for values
-OF_VALUE_LOSS = ("critic_warmup_steps", "cliprange_value")
-OF_CRITIC = ("critic", "critic_path", "critic_stop_gradient")
+OF_VALUE_LOSS = ("critic_warmup_steps", "critic_learning_rate", "critic_stop_gradient", "cliprange_value")
+OF_CRITIC = ("critic", "critic_path")
 KL_IN_REWARD = ("kl_target", "kl_horizon", "kl_estimator")
 
 
@@ -91,6 +91,10 @@ def check_without_effect(args: "PPOConfig") -> None:
         raise ValueError(
             f"train_sampling_strategy={args.train_sampling_strategy!r} has no effect: TRL draws prompts at random, "
             "or in their order with shuffle_dataset=False."
+        )
+    if "label_smoothing_factor" in changed:
+        raise ValueError(
+            f"label_smoothing_factor={args.label_smoothing_factor} has no effect: there are no labels. Drop it."
         )
     if not args.init_kl_coef and (unused := [name for name in KL_IN_REWARD if name in changed]):
         raise ValueError(f"{' and '.join(unused)} have no effect with init_kl_coef=0.")

@@ -75,6 +75,12 @@ class RewardConfig(trl.RewardConfig):
             self.loss_weights = [1.0] * len(self.loss_type)
         if len(self.loss_weights) != len(self.loss_type):
             raise ValueError(f"loss_weights={self.loss_weights} must have one weight per loss in {self.loss_type}.")
+        if self.label_smoothing_factor:
+            factor = self.label_smoothing_factor
+            raise ValueError(
+                f"label_smoothing_factor={factor} has no effect, as there are no labels of tokens: use "
+                f"loss_kwargs={{'label_smoothing': {factor}}}."
+            )
         if not 0.0 <= self.head_dropout < 1.0:
             raise ValueError(f"head_dropout must lie in [0, 1), got {self.head_dropout}.")
         if self.head_init not in (None, "normal", "inverse_sqrt"):

@@ -39,7 +39,9 @@ class TrainsCritic(Trainer):
             own = set(map(id, critic))
             for group in optimizer.param_groups:
                 group["params"] = [parameter for parameter in group["params"] if id(parameter) not in own]
-            group = {"params": critic, "lr": self.args.critic_learning_rate, "weight_decay": 0.0, "name": CRITIC}
+            rate = self.args.critic_learning_rate
+            rate = 10 * self.args.learning_rate if rate is None else rate
+            group = {"params": critic, "lr": rate, "weight_decay": 0.0, "name": CRITIC}
             optimizer.add_param_group(group)
         return super().create_scheduler(num_training_steps, optimizer)
 

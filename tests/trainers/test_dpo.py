@@ -355,6 +355,8 @@ def test_loss_that_returns_the_wrong_thing(loss, message, tmp_path):
         ({"loss_type": ["sigmoid", "simpo"], "ld_alpha": 0.5}, "ld_alpha=0.5 has no effect on the loss 'simpo'"),
         ({"loss_type": "cdpo", "use_weighting": True}, "use_weighting=True has no effect on the loss 'cdpo'"),
         ({"loss_type": "sigmoid", "discopop_tau": 0.1}, "discopop_tau=0.1 has no effect"),
+        ({"label_smoothing_factor": 0.1}, "label_smoothing_factor=0.1 has no effect.* Use label_smoothing;"),
+        ({"padding_free": True}, "padding_free=True has no effect.* train_sampling_strategy='group_by_length'"),
         ({"loss_type": "sigmoid", "extra_columns": ["margin"]}, "read no extra columns"),
         ({"loss_type": ["sigmoid", "simpo"], "loss_weights": [1.0]}, "same length as `loss_type`"),
     ],

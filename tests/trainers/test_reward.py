@@ -170,6 +170,7 @@ def test_mix_of_losses_is_the_weighted_sum(config, model_name, plain):
         ({"loss_kwargs": "0.1"}, "not a JSON object"),
         ({"loss_kwargs": {"temperature": 0.0}}, "fails on a trial batch: temperature must be above 0"),
         ({"loss_weights": [1.0, 2.0]}, "one weight per loss"),
+        ({"label_smoothing_factor": 0.1}, r"no effect, .* use loss_kwargs=\{'label_smoothing': 0.1\}"),
         ({"head_dropout": 1.0}, r"head_dropout must lie in \[0, 1\)"),
         ({"head_init": "zeros"}, "head_init must be 'normal' or 'inverse_sqrt'"),
         ({"loss_type": f"{__name__}:no_gradient"}, "without gradient"),

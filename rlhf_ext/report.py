@@ -15,6 +15,7 @@ from .run_report.build import write_report
 from .run_report.curves import plot_panel, with_start
 from .run_report.samples import SampleCallback
 from .trackers import begin_tracking, end_tracking
+from .trainers.replaced import replaced
 
 
 def save_run(
@@ -59,7 +60,7 @@ def save_run(
         print(f"Model, all_results.json and model card: {args.output_dir}")
         print(f"Report: {args.output_dir}/report.html")
     if args.push_to_hub:
-        trainer.push_to_hub(dataset_name=hub_dataset)
+        push_to_hub(trainer)
     # Together: a process that leaves while another still saves would keep that one waiting for it at exit.
     trainer.accelerator.wait_for_everyone()
     end_tracking(trainer)
@@ -145,3 +146,9 @@ def save_model_card(trainer: Trainer, dataset_name: str | None, rows: Sequence[t
     table = ["| held-out rows | before | after |", "|---|---|---|", *(f"| {' | '.join(row)} |" for row in rows)]
     results = "\n".join(["## Results", "", *table, "", "## Training procedure"])
     path.write_text(text.replace("## Training procedure", results, 1), encoding="utf-8")
+
+
+def push_to_hub(trainer: Trainer) -> None:
+    """Upload the run's folder with the model card that lies there, over which Transformers would write another."""
+    with replaced(trainer, create_model_card=lambda **_: None):
+        trainer.push_to_hub()

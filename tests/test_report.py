@@ -1,11 +1,21 @@
 """What a run leaves behind: the table, the figure, and an honest accuracy before training."""
 
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+from huggingface_hub import HfApi
 from matplotlib import image
 
-from rlhf_ext.report import before_and_after, evaluate_before, print_table, save_training_figure
+from rlhf_ext import DPOConfig, DPOTrainer
+from rlhf_ext.report import (
+    before_and_after,
+    evaluate_before,
+    print_table,
+    push_to_hub,
+    save_model_card,
+    save_training_figure,
+)
 
 
 def fake_trainer(**metrics):
@@ -45,3 +55,14 @@ def test_figure_draws_every_curve(tmp_path):
     drawn, blank = image.imread(full), image.imread(empty)
     assert drawn.shape == blank.shape
     assert (drawn != blank).any(axis=-1).sum() > 500  # pixels of a line and a dot
+
+
+def test_model_card_is_uploaded_with_its_results(tmp_path, model_name, preferences, monkeypatch):
+    args = DPOConfig(str(tmp_path), use_cpu=True, bf16=False, report_to="none", hub_model_id="me/model")
+    trainer = DPOTrainer(model_name, args=args, train_dataset=preferences)
+    trainer.hub_model_id = "me/model"
+    save_model_card(trainer, None, [("loss", "0.693", "0.500")])
+    uploaded = []
+    monkeypatch.setattr(HfApi, "upload_folder", lambda api, *, folder_path, **_: uploaded.append(folder_path))
+    push_to_hub(trainer)
+    assert "| loss | 0.693 | 0.500 |" in Path(*uploaded, "README.md").read_text()

@@ -34,6 +34,7 @@ from .ppo_checks import (
     check_evaluation,
     check_names,
     check_policy,
+    check_scheduler,
     check_scores,
     not_finite_loss,
 )
@@ -92,7 +93,8 @@ class PPOTrainer(TrainsCritic, ResumesExactly, trl.GRPOTrainer):
         Raises:
             TypeError: `args` is not an `rlhf_ext.PPOConfig`.
             ValueError: The dataset is smaller than one batch, a dropout was asked for that would not be applied, every
-                weight of the policy is frozen, or the processes were launched with DeepSpeed or FSDP1.
+                weight of the policy is frozen, a scheduler was given, or the processes were launched with DeepSpeed or
+                FSDP1.
         """
         if args is not None and not isinstance(args, PPOConfig):
             raise TypeError(f"args must be an rlhf_ext.PPOConfig, got {type(args).__module__}.{type(args).__name__}.")
@@ -114,6 +116,7 @@ class PPOTrainer(TrainsCritic, ResumesExactly, trl.GRPOTrainer):
         check_trainable(self.model)
         check_policy(self.model, args, is_multimodal=self._is_vlm)
         check_names(self.reward_func_names)
+        check_scheduler(self.lr_scheduler)
         stop_ids = (args.generation_kwargs or {}).get("eos_token_id")
         if stop_ids is not None:  # TRL cuts completions at `eos_token_ids`, and does not look here
             self.eos_token_ids = _as_list(stop_ids)

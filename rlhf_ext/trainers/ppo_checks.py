@@ -58,6 +58,19 @@ def check_evaluation(args: PPOConfig) -> None:
         raise ValueError("'rloo' compares completions of one prompt: set num_generations_eval to 2 or more.")
 
 
+def check_scheduler(scheduler: Any) -> None:
+    """Raise where a scheduler of one's own was given: it counts the groups of the optimizer, and the critic adds one.
+
+    Raises:
+        ValueError: There is one.
+    """
+    if scheduler is not None:
+        raise ValueError(
+            "A scheduler of your own knows nothing of the critic's learning rate: leave it out of optimizers, and set "
+            "lr_scheduler_type and lr_scheduler_kwargs."
+        )
+
+
 def check_names(names: Sequence[str]) -> None:
     """Raise where metrics of two reward functions would be mixed up.
 

@@ -13,6 +13,7 @@ from transformers import (
     AutoModelForSequenceClassification,
     BitsAndBytesConfig,
     TrainerCallback,
+    get_constant_schedule,
 )
 
 from rlhf_ext import PPOConfig, PPOTrainer
@@ -332,6 +333,18 @@ def test_lora_dropout_is_not_taken_away_silently(make_trainer):
         make_trainer(lora={"lora_dropout": 0.05})
     trainer = make_trainer(lora={"lora_dropout": 0.05}, disable_dropout=False)
     assert any(isinstance(m, torch.nn.Dropout) and m.p == 0.05 for m in trainer.model.modules())
+
+
+def test_optimizer_of_ones_own_gets_the_critic_and_a_scheduler_of_ones_own_is_refused(cpu_options, model_name, prompts):
+    """A scheduler that was made before the critic's weights came would fail after the first step."""
+    model, args = AutoModelForCausalLM.from_pretrained(model_name), PPOConfig(**cpu_options, max_completion_length=4)
+    optimizer = torch.optim.SGD(model.parameters(), lr=1e-3)
+    scheduler = get_constant_schedule(optimizer)
+    with pytest.raises(ValueError, match="leave it out of optimizers, and set lr_scheduler_type"):
+        PPOTrainer(model, count_e, args, prompts, optimizers=(optimizer, scheduler))
+    trainer = PPOTrainer(model, count_e, args, prompts, optimizers=(optimizer, None))
+    trainer.train()
+    assert optimizer.param_groups[-1]["name"] == "critic" and trainer.critic.module.weight.any()
 
 
 def test_order_of_prompts_and_mini_batches_follows_the_seed(make_trainer):

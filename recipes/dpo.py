@@ -103,8 +103,7 @@ def main(script_args: RecipeArguments, training_args: DPOConfig, model_args: Mod
     samples = SampleCallback(trainer, eval_dataset, {} if script_args.dataset_name else {"gold": gold})
     trainer.add_callback(samples)
 
-    # DeepSpeed makes its engine when training starts, and cannot evaluate before.
-    before = {} if trainer.is_deepspeed_enabled else evaluate_before(trainer, policy_is_reference=True)
+    before = evaluate_before(trainer, policy_is_reference=True)
     result = trainer.train(resume_from_checkpoint=training_args.resume_from_checkpoint)
     after = trainer.evaluate()
     save_run(trainer, script_args, before, result.metrics, after, metrics=METRICS, panels=PANELS, samples=samples)

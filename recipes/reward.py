@@ -93,8 +93,7 @@ def main(script_args: RecipeArguments, training_args: RewardConfig, model_args: 
         if note := dropped_report(given, kept, training_args.max_length, rows=name):
             trainer.accelerator.print(note)
 
-    # DeepSpeed makes its engine when training starts, and cannot evaluate before.
-    before = {} if trainer.is_deepspeed_enabled else evaluate_before(trainer)
+    before = evaluate_before(trainer)
     result = trainer.train(resume_from_checkpoint=training_args.resume_from_checkpoint)
     after = trainer.evaluate() | {
         "eval_score_offset": trainer.settings.score_offset,

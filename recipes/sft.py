@@ -115,8 +115,7 @@ def main(script_args: SFTArguments, training_args: SFTConfig, model_args: ModelC
     samples = SampleCallback(trainer, splits[1], {} if script_args.dataset_name else {"gold": gold})
     trainer.add_callback(samples)
 
-    # DeepSpeed makes its engine when training starts, and cannot evaluate before.
-    before = {} if trainer.is_deepspeed_enabled else evaluate_before(trainer)
+    before = evaluate_before(trainer)
     result = trainer.train(resume_from_checkpoint=training_args.resume_from_checkpoint)
     after = trainer.evaluate()
     for metrics, suffix in ((before, "_before"), (after, "")):

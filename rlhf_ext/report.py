@@ -68,7 +68,7 @@ def save_run(
 
 
 def evaluate_before(trainer: Trainer, *, policy_is_reference: bool = False) -> dict[str, float]:
-    """Evaluate before training, as `eval_*_before`.
+    """Evaluate before training, as `eval_*_before`; nothing under DeepSpeed and FSDP2.
 
     Args:
         trainer: A TRL trainer.
@@ -77,6 +77,8 @@ def evaluate_before(trainer: Trainer, *, policy_is_reference: bool = False) -> d
             model that cannot tell them apart is right half of the time, and that is what is reported.
     """
     begin_tracking(trainer)
+    if trainer.is_deepspeed_enabled or trainer.accelerator.is_fsdp2:  # which prepare a model with its optimizer alone
+        return {}
     metrics = trainer.evaluate()
     if policy_is_reference:
         metrics["eval_rewards/accuracies"] = 0.5

@@ -18,8 +18,10 @@ from rlhf_ext.report import (
 )
 
 
-def fake_trainer(**metrics):
+def fake_trainer(*, deepspeed=False, fsdp2=False, **metrics):
     return SimpleNamespace(
+        is_deepspeed_enabled=deepspeed,
+        accelerator=SimpleNamespace(is_fsdp2=fsdp2),
         args=SimpleNamespace(output_dir="run"),
         callback_handler=SimpleNamespace(callbacks=[]),
         evaluate=lambda: {"eval_loss": 0.69, "eval_runtime": 3.0, "epoch": 0, **metrics},
@@ -35,6 +37,11 @@ def test_a_policy_that_is_its_own_reference_has_an_accuracy_of_one_half(accuracy
         "eval_rewards/margins_before": 0.0,
     }
     assert evaluate_before(trainer)["eval_rewards/accuracies_before"] == accuracy
+
+
+@pytest.mark.parametrize("engine", ["deepspeed", "fsdp2"])
+def test_what_is_prepared_with_its_optimizer_is_not_evaluated_before(engine):
+    assert evaluate_before(fake_trainer(**{engine: True})) == {}
 
 
 def test_table_shows_both_sides_and_skips_what_is_missing(capsys):

@@ -76,7 +76,8 @@ class TrainsCritic(Trainer):
 
     def _load_best_model(self) -> None:
         """Goes back to the critic of the best checkpoint, too."""
-        super()._load_best_model()
+        with self._critic_beside_policy():
+            super()._load_best_model()
         if isinstance(self.critic, AdapterCritic):  # Transformers brings back the active adapter alone
             self.critic.load_adapter(Path(self.state.best_model_checkpoint, CRITIC))
         self._load_critic(self.state.best_model_checkpoint)

@@ -1,4 +1,4 @@
-"""Saves the gradient of PPO's first optimizer step, for every critic, and under FSDP weights of resumed runs too.
+"""Saves the gradient of PPO's first optimizer step, for every critic, and under FSDP weights that were loaded again.
 
 Started by `test_ppo_processes.py`.
 The completions follow from the prompts, so that one process and two learn from the same ones.
@@ -18,6 +18,7 @@ from torch.distributed.tensor import DTensor
 from rlhf_ext import PPOConfig, PPOTrainer
 from rlhf_ext.demo import model_path
 from rlhf_ext.demo.data import prompt_dataset
+from rlhf_ext.report import evaluate_before
 
 KINDS = [("head", "full"), ("head", "lora"), ("adapter", "lora"), ("model", "full"), ("model", "lora")]
 
@@ -52,7 +53,7 @@ def make_trainer(critic, tuning, folder, **options):
         PartialState._shared_state["distributed_type"] = DistributedType.MULTI_GPU
     lora = LoraConfig(r=4, target_modules="all-linear", init_lora_weights=False) if tuning == "lora" else None
     dataset = prompt_dataset("train", size=8)
-    return PPOTrainer(model_path(), reward, args, dataset, peft_config=lora, rollout_func=rollout)
+    return PPOTrainer(model_path(), reward, args, dataset, dataset, peft_config=lora, rollout_func=rollout)
 
 
 def named_weights(trainer):
@@ -86,14 +87,23 @@ def weights_with_and_without_a_break(critic, tuning, folder):
     def train(part, resume=None):
         saving = {"max_steps": 2, "save_strategy": "steps", "save_steps": 1, "learning_rate": 1e-3}
         trainer = make_trainer(critic, tuning, f"{folder}/{part}", num_iterations=1, **saving)
+        assert evaluate_before(trainer) == {}
         trainer.train(resume_from_checkpoint=resume)
+        return trainer
+
+    def learned(trainer):
         weights = {name: whole(p.detach()) for name, p in named_weights(trainer) if p.requires_grad}
         return weights, trainer.kl_controller.coef
 
-    unbroken = train("whole")
-    resumed = train("resumed", f"{folder}/whole/{critic}-{tuning}/checkpoint-1")
+    first = f"{folder}/whole/{critic}-{tuning}/checkpoint-1"
+    trainer = train("whole")
+    unbroken = learned(trainer)
+    resumed = learned(train("resumed", first))
+    trainer.state.best_model_checkpoint = first
+    trainer._load_best_model()
+    best = learned(trainer)
     if PartialState().is_main_process:
-        torch.save((unbroken, resumed), f"{folder}/{critic}-{tuning}-resumed.pt")
+        torch.save((unbroken, resumed, best), f"{folder}/{critic}-{tuning}-loaded.pt")
 
 
 if __name__ == "__main__":

@@ -59,19 +59,26 @@ def test_two_processes_have_the_first_gradient_of_one(kind, engine, one, request
         assert log_of_two[name] == pytest.approx(value, rel=1e-3, abs=1e-5), name
 
 
-@pytest.mark.parametrize("kind", ["model-full", "adapter-lora"])
-def test_sharded_run_goes_on_as_if_it_had_not_been_broken(kind, sharded, model_name):
-    """Bit for bit from a checkpoint of FSDP2, which holds a plain policy and the critic beside it."""
-    (unbroken, coef), (resumed, coef_of_resumed) = torch.load(sharded / f"{kind}-resumed.pt")
-    assert unbroken.keys() == resumed.keys() and coef == coef_of_resumed != 0.2
-    assert all(torch.equal(resumed[name], weight) for name, weight in unbroken.items())
-    folder = sharded / "whole" / kind / "checkpoint-2"
+def check_checkpoint(folder, weights, model_name):
+    """A plain policy and the critic beside it, with these weights."""
     head = load_file(folder / "critic/critic.safetensors")
-    assert all(torch.equal(weight, unbroken[f"critic module.{name}"]) for name, weight in head.items())
-    if kind == "model-full":
+    assert all(torch.equal(weight, weights[f"critic module.{name}"]) for name, weight in head.items())
+    if (folder / "adapter_config.json").is_file():
+        policy = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(model_name), folder, is_trainable=True)
+        policy.load_adapter(folder / "critic", "critic", is_trainable=True)
+    else:
         policy, problems = AutoModelForCausalLM.from_pretrained(folder, output_loading_info=True)
         assert not any(problems.values())
-    else:
-        policy = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(model_name), folder, is_trainable=True)
     for name, weight in policy.named_parameters():
-        assert not weight.requires_grad or torch.equal(weight, unbroken[name]), name
+        assert not weight.requires_grad or torch.equal(weight, weights[name]), name
+
+
+@pytest.mark.parametrize("kind", ["model-full", "adapter-lora"])
+def test_sharded_run_goes_on_as_if_it_had_not_been_broken_and_back_to_its_best(kind, sharded, model_name):
+    """Bit for bit from a checkpoint of FSDP2."""
+    (unbroken, coef), (resumed, coef_of_resumed), (best, _) = torch.load(sharded / f"{kind}-loaded.pt")
+    assert unbroken.keys() == resumed.keys() == best.keys() and coef == coef_of_resumed != 0.2
+    assert all(torch.equal(resumed[name], weight) for name, weight in unbroken.items())
+    folder = sharded / "whole" / kind
+    check_checkpoint(folder / "checkpoint-2", unbroken, model_name)
+    check_checkpoint(folder / "checkpoint-1", best, model_name)

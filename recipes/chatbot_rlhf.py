@@ -27,10 +27,11 @@ from transformers import AutoTokenizer
 
 from rlhf_ext.arguments import ArgumentError, parse_options
 from rlhf_ext.chatbot import OUTPUT_DIR, ChatbotArguments, phases
-from rlhf_ext.chatbot_data import load_data, read_configs, write_data
+from rlhf_ext.chatbot_data import load_data, read_configs, write_configs, write_data
 from rlhf_ext.chatbot_report import summarize
 from rlhf_ext.data_checks import DataError
 from rlhf_ext.errors import one_line_errors
+from rlhf_ext.phase_options import check_options
 from rlhf_ext.pipeline import PhaseError, Pipeline, unfinished_output_dir
 from rlhf_ext.threads import use_all_cores
 
@@ -43,12 +44,15 @@ def main(args: ChatbotArguments) -> None:
         reason = str(error).strip().splitlines()[0]
         raise ArgumentError(f"--model_name {args.model_name}: its tokenizer cannot be loaded ({reason}).") from error
     configs = read_configs(args.config_files)
-    args.output_dir = args.output_dir or unfinished_output_dir(OUTPUT_DIR, args.settings())
+    settings = args.settings()
+    args.output_dir = args.output_dir or unfinished_output_dir(OUTPUT_DIR, settings)
     steps = phases(args, has_chat_template=tokenizer.chat_template is not None, configs=configs)
+    check_options(steps, args.config_files)
     is_main = int(os.environ.get("RANK", "0")) == 0
     data = load_data(args, configs) if is_main else {}
-    pipeline = Pipeline(args.output_dir, args.settings(), steps)
+    pipeline = Pipeline(args.output_dir, settings, steps)
     write_data(args, configs, data)
+    write_configs(args, configs)
     pipeline.run()
     if is_main:
         summarize(args, pipeline.state["phases"])

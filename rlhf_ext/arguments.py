@@ -66,11 +66,16 @@ class RecipeParser(TrlParser):
         raise ArgumentError(message)
 
     def set_defaults_with_config(self, **config: Any) -> list[str]:
-        """Raises for a key that no option has, instead of returning it, and remembers the others."""
+        """Raises for a key that no option has, instead of returning it, or a bad choice, and remembers the others."""
         known = [action.dest for action in self._actions]
         for key in config:
             if key not in known:
                 raise ArgumentError(f"--config: there is no option {key!r}.{_suggest(key, known)}")
+        for action in self._actions:  # argparse checks the choices of the command line alone
+            value = config.get(action.dest)
+            if action.choices and value is not None and any(item not in action.choices for item in _as_list(value)):
+                choices = ", ".join(map(str, action.choices))
+                raise ArgumentError(f"--config: {action.dest}: {value!r} is none of {choices}.")
         self.from_file |= {*config}
         return super().set_defaults_with_config(**config)
 
@@ -167,6 +172,10 @@ def _parse(
     words = {word.partition("=")[0] for word in args}
     given = {action.dest for action in parser._actions if words & {*action.option_strings}}
     return tuple(parsed), frozenset(given | parser.from_file)
+
+
+def _as_list(value: Any) -> list[Any]:
+    return value if isinstance(value, list) else [value]
 
 
 def _suggest(name: str, known: Sequence[str]) -> str:

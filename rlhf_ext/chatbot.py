@@ -17,6 +17,12 @@ BEST_OF = 8
 CHAT_TEMPLATE = RECIPES / "configs/plain_chat.jinja"  # for models without one, such as gpt2
 # A fifth of a phase is repeated at most after an interruption; the checkpoint before the last is kept in case the last
 # one is damaged.
+# The settings that what a phase leaves depends on; the comparison at the end depends on all of them.
+EVERYWHERE = ("model_name", "batch_size", "use_peft", "load_in_8bit", "load_in_4bit", "seed")
+SFT = (*EVERYWHERE, "sft_dataset", "sft_config")
+REWARD = (*EVERYWHERE, "preference_dataset", "reward_config")
+PPO = (*SFT, *REWARD, "algorithm", "ppo_epochs", "prompt_dataset", "policy_config")
+DPO = (*SFT, "algorithm", "preference_dataset", "policy_config")
 CHECKPOINTS = ("--save_strategy", "steps", "--save_steps", "0.2", "--save_total_limit", "2")
 
 
@@ -29,7 +35,8 @@ class ChatbotArguments:
     )
     algorithm: str = field(default="ppo", metadata={"help": "How the policy is trained.", "choices": ALGORITHMS})
     batch_size: int | None = field(
-        default=None, metadata={"help": "Examples per device in a training step, in every phase."}
+        default=None,
+        metadata={"help": "Examples per device in a training step, in every phase, unless its YAML file says."},
     )
     ppo_epochs: int | None = field(default=None, metadata={"help": "Epochs of PPO over a batch of answers."})
     best_of: int | None = field(default=None, metadata={"help": "Answers that best_of_n chooses from. Default: 8."})
@@ -116,8 +123,8 @@ class ChatbotArguments:
     def settings(self) -> dict[str, Any]:
         """Return what makes two runs the same, with the hash of each local file in case one is changed."""
         settings = {name: value for name, value in vars(self).items() if name != "output_dir"}
-        named = [Path(value).expanduser() for value in settings.values() if isinstance(value, str)]
-        return settings | {f"{CONTENTS}{path}": sha256(path) for path in named if path.is_file()}
+        named = {name: Path(value).expanduser() for name, value in settings.items() if isinstance(value, str)}
+        return settings | {f"{CONTENTS}{name}": sha256(path) for name, path in named.items() if path.is_file()}
 
 
 def phases(
@@ -135,14 +142,20 @@ def phases(
     model = [] if args.model_name is None else ["--model_name_or_path", args.model_name]
     sft = [*_data_options(args, "sft"), *model, *template, *_common(args, configs.get("sft"))]
     reward = [*_data_options(args, "reward"), *model, *template, *_common(args, configs.get("reward"))]
-    found = [Phase("sft", "sft.py", tuple(sft)), Phase("reward", "reward.py", tuple(reward))]
+    found = [
+        Phase("sft", "sft.py", tuple(sft), settings=SFT),
+        Phase("reward", "reward.py", tuple(reward), settings=REWARD),
+    ]
     if args.algorithm != "best_of_n":
         options = [*_policy_options(args), *_common(args, configs.get(args.algorithm))]
-        found.append(Phase(args.algorithm, f"{args.algorithm}.py", tuple(options)))
+        settings = PPO if args.algorithm == "ppo" else DPO
+        found.append(Phase(args.algorithm, f"{args.algorithm}.py", tuple(options), settings=settings))
     if args.is_demo:
         evaluation = ["--model", _in(args, "reward"), *_option("max_samples", args.max_eval_samples)]
-        found.append(Phase("reward-evaluation", "evaluate.py", tuple(evaluation), trains=False))
-    return [*found, Phase("evaluation", "evaluate.py", tuple(_evaluation_options(args)), trains=False)]
+        settings = (*REWARD, "max_eval_samples")
+        found.append(Phase("reward-evaluation", "evaluate.py", tuple(evaluation), trains=False, settings=settings))
+    evaluation = tuple(_evaluation_options(args))
+    return [*found, Phase("evaluation", "evaluate.py", evaluation, trains=False, settings=tuple(vars(args)))]
 
 
 def _data_options(args: ChatbotArguments, phase: str) -> list[str]:
@@ -179,11 +192,12 @@ def _evaluation_options(args: ChatbotArguments) -> list[str]:
 
 def _common(args: ChatbotArguments, config: Mapping[str, Any] | None) -> list[str]:
     """Return the options that every phase of training gets."""
-    options = []
+    options, chosen = [], config or {}
     if args.use_peft:
-        chosen = "lora_target_modules" in (config or {})
-        options = ["--use_peft", *([] if chosen else ["--lora_target_modules", "all-linear"]), *_quantization(args)]
-    options += _option("per_device_train_batch_size", args.batch_size)
+        modules = [] if "lora_target_modules" in chosen else ["--lora_target_modules", "all-linear"]
+        options = ["--use_peft", *modules, *_quantization(args)]
+    if "per_device_train_batch_size" not in chosen:
+        options += _option("per_device_train_batch_size", args.batch_size)
     return [*options, "--seed", str(args.seed), *CHECKPOINTS]
 
 

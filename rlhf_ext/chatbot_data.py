@@ -6,22 +6,20 @@ evaluate on beside those to train on.
 """
 
 import os
-import runpy
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import is_dataclass
+import time
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, get_type_hints
+from typing import TYPE_CHECKING, Any
 
 import yaml
 
-from .arguments import ArgumentError, RecipeArguments, RecipeParser
+from .arguments import ArgumentError, RecipeArguments
 from .data import load_preference_splits
 from .data_checks import DataError
 from .demonstrations import as_messages, load_demonstration_splits
 from .evaluation.prompts import load_evaluation_prompts
-from .output_files import write_jsonl, write_whole
-from .pipeline import LAUNCHED, RECIPES
+from .output_files import sha256, write_jsonl, write_whole
+from .pipeline import alone
 from .prompts import load_prompt_splits
 
 if TYPE_CHECKING:
@@ -57,13 +55,13 @@ def config_path(output_dir: str, phase: str) -> str:
 
 
 def read_configs(files: Mapping[str, str]) -> dict[str, Config]:
-    """Read the YAML files of phases, and check that their recipes know what they say and the run does not contradict.
+    """Read the YAML files of phases, and check that they do not contradict the run.
 
     Args:
         files: Phase and path.
 
     Raises:
-        ArgumentError: A file that cannot be read, an unknown key, or one that the run sets itself.
+        ArgumentError: A file that cannot be read, or a key that the run sets itself.
     """
     configs = {}
     for phase, path in files.items():
@@ -80,18 +78,8 @@ def read_configs(files: Mapping[str, str]) -> dict[str, Config]:
                 f"{path}: {', '.join(settled)} cannot be set for one phase: remove it. Model, data, seed, adapters and "
                 "quantization are options of the command itself."
             )
-        try:
-            _parser(f"{phase}.py").set_defaults_with_config(**config)
-        except ArgumentError as error:
-            raise ArgumentError(f"{path}: {str(error).removeprefix('--config: ')}") from error
         configs[phase] = config
     return configs
-
-
-def _parser(recipe: str) -> RecipeParser:
-    """Return the parser of a recipe's options, which are the dataclasses that its `main` takes."""
-    main = runpy.run_path(str(RECIPES / recipe))["main"]
-    return RecipeParser([kind for kind in get_type_hints(main).values() if is_dataclass(kind)], allow_abbrev=False)
 
 
 def load_data(args: "ChatbotArguments", configs: Mapping[str, Config]) -> dict[str, Parts]:
@@ -102,29 +90,61 @@ def load_data(args: "ChatbotArguments", configs: Mapping[str, Config]) -> dict[s
         configs: As `read_configs` returns them.
 
     Returns:
-        For each phase that trains its rows to train and to evaluate on; nothing where an earlier start has written all
-        of them, or the demo's data are used.
+        For each phase that trains its rows to train and to evaluate on; not those that an earlier start has written,
+        from the same file with the same options, and nothing where the demo's data are used.
 
     Raises:
         DataError: Bad rows, or plain text of which no turns can be made.
     """
-    sources = _sources(args)
-    if all(Path(held_out_path(args.output_dir, phase)).is_file() for phase in sources):  # written last
+    made_of = _made_of(args, configs)
+    if not made_of:
         return {}
-    with _alone():
+    missing = [phase for phase, text in made_of.items() if _read(_origin_path(args.output_dir, phase)) != text]
+    with alone():
         load_evaluation_prompts(args.eval_prompt_dataset or args.prompt_dataset)
-        return {phase: _load(phase, source, configs.get(phase, {}), args) for phase, source in sources.items()}
+        return {phase: _load(phase, _sources(args)[phase], configs.get(phase, {}), args) for phase in missing}
 
 
 def write_data(args: "ChatbotArguments", configs: Mapping[str, Config], loaded: Mapping[str, Parts]) -> None:
-    """Write what `load_data` returned as the files that the phases read, and their YAML files without the data."""
+    """Write what `load_data` returned as the files that the phases read."""
+    made_of = _made_of(args, configs)
     for phase, parts in loaded.items():
-        Path(args.output_dir, "data").mkdir(exist_ok=True)
-        if phase in configs:
-            kept = {key: value for key, value in configs[phase].items() if key not in DATA_KEYS}
-            write_whole(Path(config_path(args.output_dir, phase)), yaml.safe_dump(kept, sort_keys=False))
+        origin = _origin_path(args.output_dir, phase)
+        origin.parent.mkdir(exist_ok=True)
+        origin.unlink(missing_ok=True)
         for path, rows in zip((train_path, held_out_path), parts, strict=True):
             write_jsonl(Path(path(args.output_dir, phase)), rows)
+        write_whole(origin, made_of[phase])  # last: what marks the others as complete
+
+
+def write_configs(args: "ChatbotArguments", configs: Mapping[str, Config]) -> None:
+    """Write the YAML files of the phases without the data, which are done; all processes wait for the first one."""
+    for phase in configs if not args.is_demo else ():
+        path = Path(config_path(args.output_dir, phase))
+        kept = {key: value for key, value in configs[phase].items() if key not in DATA_KEYS}
+        text = yaml.safe_dump(kept, sort_keys=False)
+        if int(os.environ.get("RANK", "0")) == 0:
+            write_whole(path, text)
+        while _read(path) != text:
+            time.sleep(0.1)
+
+
+def _origin_path(output_dir: str, phase: str) -> Path:
+    return Path(output_dir, "data", f"{phase}-origin.yaml")
+
+
+def _made_of(args: "ChatbotArguments", configs: Mapping[str, Config]) -> dict[str, str]:
+    """Return what the files of each phase follow from, unless they are the demo's."""
+    found = {}
+    for phase, source in _sources(args).items():
+        contents = sha256(path) if (path := Path(source).expanduser()).is_file() else None
+        facts = {"source": source, "contents": contents, "seed": args.seed, "options": dict(configs.get(phase, {}))}
+        found[phase] = yaml.safe_dump(facts, sort_keys=False)
+    return found
+
+
+def _read(path: Path) -> str | None:
+    return path.read_text(encoding="utf-8") if path.is_file() else None
 
 
 def _sources(args: "ChatbotArguments") -> dict[str, str]:
@@ -196,13 +216,3 @@ def _without_prompt(chosen: str, rejected: str, source: str) -> Row:
         problem = f"'chosen' and 'rejected' are equal but for white space: {answers['chosen'][:60]!r}."
         raise DataError(problem, "A pair must differ: correct or remove the row.", source=source, column="chosen")
     return {"prompt": chosen[:end], **answers}
-
-
-@contextmanager
-def _alone() -> Iterator[None]:
-    """Hide the launcher from Accelerate, which would wait for the other processes; these load nothing here."""
-    hidden = {name: os.environ.pop(name) for name in LAUNCHED if name in os.environ}
-    try:
-        yield
-    finally:
-        os.environ.update(hidden)

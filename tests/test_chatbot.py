@@ -79,6 +79,24 @@ def test_configuration_files_reach_their_phases():
     assert "--use_peft" in chosen and "all-linear" not in chosen
 
 
+def test_configuration_of_a_phase_has_the_last_word_on_its_batch_size():
+    """Memory may run out in one phase when another is finished."""
+    configs = {"ppo": {"per_device_train_batch_size": 1}}
+    assert "--per_device_train_batch_size" not in options_of("ppo", batch_size=4, configs=configs)
+    assert "--per_device_train_batch_size 4" in options_of("sft", batch_size=4, configs=configs)
+
+
+@pytest.mark.parametrize("algorithm", ["ppo", "dpo", "best_of_n"])
+def test_every_setting_belongs_to_the_phases_that_depend_on_it(algorithm):
+    args = ChatbotArguments(algorithm=algorithm, output_dir="runs/chatbot")
+    found = {phase.name: {*phase.settings} for phase in phases(args, has_chat_template=True)}
+    assert found["evaluation"] >= args.settings().keys() | set().union(*found.values())
+    assert "policy_config" not in found["sft"] | found["reward"] and "sft_config" not in found["reward"]
+    if algorithm != "best_of_n":
+        assert found[algorithm] > found["sft"] and "policy_config" in found[algorithm]
+        assert ("reward_config" in found[algorithm]) == (algorithm == "ppo")
+
+
 def test_quantized_policies_are_evaluated_quantized():
     assert "--load_in_4bit" in options_of("evaluation", use_peft=True, load_in_4bit=True)
     assert "--load_in" not in options_of("evaluation")
@@ -109,10 +127,10 @@ def test_a_local_file_that_changes_makes_another_run(tmp_path):
     args = ChatbotArguments(**named)
     before = args.settings()
     assert args.settings() == before and "output_dir" not in before
-    for name in ("a.jsonl", "sft.yaml"):
+    for name, option in (("a.jsonl", "sft_dataset"), ("sft.yaml", "sft_config")):
         (tmp_path / name).write_text("seed: 2")  # of the same length
         after = args.settings()
-        assert [key for key in after if after[key] != before[key]] == [f"contents of {tmp_path / name}"]
+        assert [key for key in after if after[key] != before[key]] == [f"contents of {option}"]
         before = after
 
 

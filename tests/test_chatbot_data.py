@@ -15,6 +15,7 @@ from rlhf_ext.chatbot_data import (
     load_data,
     read_configs,
     train_path,
+    write_configs,
     write_data,
 )
 from rlhf_ext.data_checks import DataError
@@ -105,6 +106,7 @@ def prepare(args, configs=None):
     loaded = load_data(args, configs or {})
     Path(args.output_dir).mkdir(exist_ok=True)
     write_data(args, configs or {}, loaded)
+    write_configs(args, configs or {})
     return loaded
 
 
@@ -140,6 +142,28 @@ def test_what_a_configuration_says_about_data_is_done_once(data, tmp_path):
     assert read(train_path(args.output_dir, "dpo"))[0]["margin"] >= 0
 
 
+def test_what_has_changed_is_written_again(data):
+    args = ChatbotArguments(**data)
+    prepare(args, {"ppo": {"learning_rate": 1e-3}})
+    assert {*prepare(args, {"ppo": {"learning_rate": 2e-3, "max_train_samples": 3}})} == {"ppo"}
+    assert yaml.safe_load(Path(config_path(args.output_dir, "ppo")).read_text()) == {"learning_rate": 2e-3}
+    assert len(read(train_path(args.output_dir, "ppo"))) == 3
+    with open(args.sft_dataset, "a") as file:
+        file.write('{"prompt": "Who?", "completion": "Me."}\n')
+    assert {*prepare(args)} == {"sft", "ppo"}
+
+
+def test_other_processes_wait_for_the_configuration_of_this_start(data, monkeypatch):
+    args = ChatbotArguments(**data)
+    prepare(args, {"ppo": {"learning_rate": 1e-3}})
+    path = Path(config_path(args.output_dir, "ppo"))
+    first_process = iter([lambda: None, lambda: path.write_text("learning_rate: 0.002\n")])
+    monkeypatch.setattr("time.sleep", lambda seconds: next(first_process)())
+    monkeypatch.setenv("RANK", "1")
+    write_configs(args, {"ppo": {"learning_rate": 2e-3}})
+    assert next(first_process, None) is None
+
+
 def test_bad_rows_of_the_last_phase_are_found_before_the_first(data, tmp_path):
     (tmp_path / "pairs.jsonl").write_text('{"prompt": "a", "chosen": "b", "rejected": "b"}\n')
     with pytest.raises(DataError, match=r"pairs.jsonl, row 1, column 'rejected': 'chosen' and 'rejected' are equal"):
@@ -154,7 +178,6 @@ def test_bad_rows_of_the_last_phase_are_found_before_the_first(data, tmp_path):
     [
         ("sft", "seed: 1\nmodel_name_or_path: gpt2", "model_name_or_path, seed cannot be set for one phase: remove it"),
         ("ppo", "reward_adapter: runs/reward", "reward_adapter cannot be set for one phase"),
-        ("dpo", "learning_rat: 1", "there is no option 'learning_rat'. Did you mean 'learning_rate'?"),
         ("reward", "- 1", "it must hold options, as `name: value`"),
         ("reward", "a: [", "it is not valid YAML"),
         ("reward", None, r"it cannot be read \(No such file or directory\)"),

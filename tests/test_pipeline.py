@@ -87,8 +87,8 @@ def recipes(tmp_path, monkeypatch):
     return folder
 
 
-def count(*options, name="first"):
-    return Phase(name, "count.py", ("--factor", "1", *options))
+def count(*options, name="first", settings=()):
+    return Phase(name, "count.py", ("--factor", "1", *options), settings=settings)
 
 
 def result(folder, phase="first"):
@@ -235,13 +235,70 @@ def test_second_run_in_the_same_folder_is_refused(recipes, tmp_path):
     Pipeline(tmp_path / "run", {}, [count()])
 
 
-def test_other_settings_are_refused_and_named(recipes, tmp_path):
-    settings = {"seed": 1, "algorithm": "ppo", "contents of a.yaml": "12ab"}
-    Pipeline(tmp_path / "run", settings, [])
-    with pytest.raises(ArgumentError, match=r"a run with other settings \(seed=1\)\. Repeat these"):
-        Pipeline(tmp_path / "run", settings | {"seed": 2}, [])
-    with pytest.raises(ArgumentError, match=r"a run with other settings \(a.yaml has changed\)\. Repeat these"):
-        Pipeline(tmp_path / "run", settings | {"contents of a.yaml": "34cd"}, [])
+def test_what_a_finished_phase_depends_on_is_refused_and_named(recipes, tmp_path):
+    settings = {"seed": 1, "batch_size": None, "sft_config": "a.yaml", "contents of sft_config": "12ab"}
+    settings["policy_config"] = "b.yaml"
+    first = count(settings=("seed", "batch_size", "sft_config"))
+    last = count("--fail", "yes", name="last", settings=("seed", "policy_config"))
+    folder = tmp_path / "run"
+    with pytest.raises(PhaseError, match=f"give the command again with --output_dir {folder}. What is finished stays"):
+        Pipeline(folder, settings, [first, last]).run()
+    for change, was in (
+        ({"seed": 2}, "--seed was 1"),
+        ({"batch_size": 2}, "--batch_size was not given"),
+        ({"contents of sft_config": "34cd"}, "--sft_config a.yaml has other contents"),
+        ({"sft_config": "c.yaml", "contents of sft_config": "34cd"}, "--sft_config was 'a.yaml'"),
+    ):
+        with pytest.raises(ArgumentError, match=rf"settings \(first\): {was}\. Repeat .* remove {folder}/first to"):
+            Pipeline(folder, settings | change, [first, last])
+    mended = settings | {"policy_config": "c.yaml"}
+    Pipeline(folder, mended, [first, count(name="last", settings=last.settings)]).run()
+    assert (folder / "log").read_text() == "first\nlast\n"  # the first one was not run again
+    (folder / "first").rename(tmp_path / "elsewhere")
+    with pytest.raises(ArgumentError, match=r"other settings \(last\): --seed was 1"):
+        Pipeline(folder, mended | {"seed": 2}, [first, last])
+    Pipeline(folder, mended | {"sft_config": "d.yaml"}, [first, last]).run()
+    assert (folder / "log").read_text() == "first\nlast\nfirst\n"
+
+
+def kill_after_a_checkpoint(folder, settings, monkeypatch):
+    """A phase that is killed when half of its steps are made, with checkpoints."""
+
+    def run(command, environment):
+        done = folder / "first/checkpoint-3"
+        done.mkdir(parents=True)
+        (done / "trainer_state.json").write_text("[1000, 3]")  # as other settings would have it
+        return -signal.SIGKILL
+
+    with monkeypatch.context() as patch, pytest.raises(PhaseError):
+        patch.setattr(pipeline, "run_recipe", run)
+        Pipeline(folder, settings, [count(settings=("batch_size",))]).run()
+
+
+def test_phase_goes_on_from_checkpoints_of_the_same_settings_alone(recipes, tmp_path, monkeypatch):
+    phase = count(settings=("batch_size",))
+    for batch_size, expected in ((4, "1009"), (2, "15")):
+        folder = tmp_path / str(batch_size)
+        kill_after_a_checkpoint(folder, {"batch_size": 4}, monkeypatch)
+        Pipeline(folder, {"batch_size": batch_size}, [phase])  # killed before the phase begins
+        Pipeline(folder, {"batch_size": batch_size}, [phase]).run()
+        assert result(folder) == expected
+    assert (folder / "first.interrupted-1/checkpoint-3").is_dir()
+
+
+def test_phase_that_is_made_again_is_not_finished_until_it_is(recipes, tmp_path, monkeypatch):
+    folder = tmp_path / "run"
+    Pipeline(folder, {}, [count()]).run()
+    (folder / "first").rename(tmp_path / "elsewhere")
+    kill_after_a_checkpoint(folder, {}, monkeypatch)
+    Pipeline(folder, {}, [count()]).run()
+    assert result(folder) == "1009"
+
+
+def test_state_of_an_older_version_is_refused(tmp_path):
+    (tmp_path / "pipeline.json").write_text('{"settings": {}, "phases": {}}')
+    with pytest.raises(ArgumentError, match=r"pipeline\.json was written by an older version: choose another folder"):
+        Pipeline(tmp_path, {}, [])
 
 
 @pytest.mark.parametrize("content", ["", "{", "[]", '{"settings": 1}'])

@@ -13,7 +13,7 @@ from accelerate import Accelerator
 from bitsandbytes.nn import Linear4bit
 from peft.tuners import tuners_utils
 from peft.tuners.tuners_utils import BaseTunerLayer
-from transformers import Trainer
+from transformers import Trainer, TrainingArguments
 from transformers.integrations import TensorBoardCallback, TrackioCallback
 from transformers.trainer_callback import ProgressCallback
 from transformers.utils import peft_utils
@@ -103,6 +103,8 @@ SEAMS = [
     (Trainer, "_finalize_training", "self._load_best_model()", "the critic of the best checkpoint"),
     (Trainer, "train", "self._load_from_checkpoint(resume_from_checkpoint)", "the critic and the types of adapters"),
     (Trainer, "_load_from_checkpoint", "def _load_from_checkpoint(self, resume_from_checkpoint", "the same"),
+    (TrainingArguments, "__post_init__", "self.device", "options are checked without a device"),
+    (trl.GRPOConfig, "__post_init__", "num_processes = self.world_size", "and for all processes"),
     # Functions, callbacks and layers
     (trl.trainer.utils, "create_model_from_path", "def create_model_from_path( model_id: str, arch", "loading a base"),
     (trl.trainer.utils, "selective_log_softmax", "def selective_log_softmax( logits: torch.Tensor, index", "log-probs"),

@@ -192,7 +192,7 @@ def test_best_of_several_answers_on_own_conversations(configs, tmp_path):
     (tmp_path / "sft.yaml").write_text((tmp_path / "sft.yaml").read_text().replace("max_steps: 4", "max_steps: 3"))
     refused = forked.run(SCRIPT, *configs, *data, *options)
     assert refused.returncode == 1
-    assert f"holds a run with other settings ({tmp_path}/sft.yaml has changed)" in refused.stderr
+    assert f"settings (sft, evaluation): --sft_config {tmp_path}/sft.yaml has other contents. Repeat" in refused.stderr
 
 
 def says(text):
@@ -205,6 +205,7 @@ def says(text):
         (["--algorithm", "dpo", "--ppo_epochs", "4"], "error: --ppo_epochs has no effect with --algorithm dpo"),
         (["--model_name", "/no/such/model"], "error: --model_name /no/such/model: its tokenizer cannot be loaded"),
         (["--algorithm", "sarsa"], "error: argument --algorithm: invalid choice: 'sarsa'"),
+        (["--ppo_epochs", "0"], "error: phase ppo: num_iterations"),
         (["--sft_config", "no.yaml"], "error: no.yaml: it cannot be read (No such file or directory). Check the path."),
         (
             ["--sft_dataset", "a", "--preference_dataset", "b", "--prompt_dataset", "c.jsonl"],

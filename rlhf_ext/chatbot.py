@@ -15,14 +15,14 @@ OUTPUT_DIR = "runs/chatbot"
 ALGORITHMS = ("ppo", "dpo", "best_of_n")
 BEST_OF = 8
 CHAT_TEMPLATE = RECIPES / "configs/plain_chat.jinja"  # for models without one, such as gpt2
-# A fifth of a phase is repeated at most after an interruption; the checkpoint before the last is kept in case the last
-# one is damaged.
 # The settings that what a phase leaves depends on; the comparison at the end depends on all of them.
 EVERYWHERE = ("model_name", "batch_size", "use_peft", "load_in_8bit", "load_in_4bit", "seed")
 SFT = (*EVERYWHERE, "sft_dataset", "sft_config")
 REWARD = (*EVERYWHERE, "preference_dataset", "reward_config")
 PPO = (*SFT, *REWARD, "algorithm", "ppo_epochs", "prompt_dataset", "policy_config")
 DPO = (*SFT, "algorithm", "preference_dataset", "policy_config")
+# A fifth of a phase is repeated at most after an interruption; the checkpoint before the last is kept in case the last
+# one is damaged.
 CHECKPOINTS = ("--save_strategy", "steps", "--save_steps", "0.2", "--save_total_limit", "2")
 
 

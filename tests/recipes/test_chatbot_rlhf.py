@@ -5,6 +5,7 @@ import json
 import forked
 import pytest
 import torch
+from peft import LoraConfig
 from safetensors.torch import load_file
 from tokenizers import Tokenizer, decoders, models
 from tokenizers.pre_tokenizers import ByteLevel
@@ -218,3 +219,12 @@ def test_bad_options_are_one_line_before_anything_runs(options, message, tmp_pat
     assert done.returncode == 1
     assert done.stderr.strip().splitlines()[-1].startswith(message)
     assert "Traceback" not in done.stderr and not (tmp_path / "run").exists()
+
+
+def test_adapter_as_the_model_is_refused_before_anything_runs(tokenizer, tmp_path):
+    """SFT and PPO would go on from it; a reward model would not be trained."""
+    tokenizer.save_pretrained(tmp_path / "adapter")
+    LoraConfig(task_type="CAUSAL_LM", base_model_name_or_path=model_path()).save_pretrained(tmp_path / "adapter")
+    done = forked.run(SCRIPT, "--model_name", tmp_path / "adapter", "--output_dir", tmp_path / "run")
+    assert done.returncode == 1 and not (tmp_path / "run").exists()
+    assert done.stderr.strip().splitlines()[-1].startswith(f"error: --model_name {tmp_path}/adapter is an adapter")

@@ -335,7 +335,7 @@ def test_lora_dropout_is_not_taken_away_silently(make_trainer):
     assert any(isinstance(m, torch.nn.Dropout) and m.p == 0.05 for m in trainer.model.modules())
 
 
-def test_optimizer_of_ones_own_gets_the_critic_and_a_scheduler_of_ones_own_is_refused(cpu_options, model_name, prompts):
+def test_optimizer_of_ones_own_gets_the_critic_and_takes_no_scheduler(cpu_options, model_name, prompts):
     """A scheduler that was made before the critic's weights came would fail after the first step."""
     model, args = AutoModelForCausalLM.from_pretrained(model_name), PPOConfig(**cpu_options, max_completion_length=4)
     optimizer = torch.optim.SGD(model.parameters(), lr=1e-3)

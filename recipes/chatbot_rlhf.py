@@ -33,8 +33,8 @@ from rlhf_ext.data_checks import DataError
 from rlhf_ext.errors import one_line_errors
 from rlhf_ext.phase_options import check_options
 from rlhf_ext.pipeline import PhaseError, Pipeline, unfinished_output_dir
-from rlhf_ext.policy_loading import is_adapter
 from rlhf_ext.threads import use_all_cores
+from rlhf_ext.trainers.reward_peft import check_whole
 
 
 def main(args: ChatbotArguments) -> None:
@@ -44,11 +44,10 @@ def main(args: ChatbotArguments) -> None:
     except (OSError, ValueError) as error:
         reason = str(error).strip().splitlines()[0]
         raise ArgumentError(f"--model_name {args.model_name}: its tokenizer cannot be loaded ({reason}).") from error
-    if args.model_name is not None and is_adapter(args.model_name):
-        raise ArgumentError(
-            f"--model_name {args.model_name} is an adapter, and no reward model is trained on one: merge it into its "
-            "base first (merge_and_unload), or name that base."
-        )
+    try:
+        check_whole(args.base_model, None)  # or the reward model's phase would find out after SFT
+    except ValueError as error:
+        raise ArgumentError(f"--model_name {error}") from error
     configs = read_configs(args.config_files)
     settings = args.settings()
     args.output_dir = args.output_dir or unfinished_output_dir(OUTPUT_DIR, settings)

@@ -182,7 +182,8 @@ def _complete(
     ends = _end_tokens(model, tokenizer)
     output = _generate(model, tokenizer, token_ids, eos_token_id=ends or None, **settings)
     written = output.sequences[:, max(map(len, token_ids)) :].cpu()
-    return [_until_end(row, torch.tensor(ends, dtype=torch.long)) for row in written]
+    end_ids = torch.tensor(ends, dtype=torch.long)
+    return [_until_end(row, end_ids) for row in written]
 
 
 def _end_tokens(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> list[int]:

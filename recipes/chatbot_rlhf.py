@@ -20,6 +20,13 @@ from rlhf_ext.console import quiet_libraries
 
 quiet_libraries()
 
+from rlhf_ext.recipe_process import start_imports
+from rlhf_ext.threads import use_all_cores
+
+if __name__ == "__main__":  # a recipe that this starts reads the file, too
+    use_all_cores()
+    start_imports()
+
 import os
 from pathlib import Path
 
@@ -33,7 +40,6 @@ from rlhf_ext.data_checks import DataError
 from rlhf_ext.errors import one_line_errors
 from rlhf_ext.phase_options import check_options
 from rlhf_ext.pipeline import PhaseError, Pipeline, unfinished_output_dir
-from rlhf_ext.threads import use_all_cores
 from rlhf_ext.trainers.reward_peft import check_whole
 
 
@@ -66,6 +72,5 @@ def main(args: ChatbotArguments) -> None:
 
 
 if __name__ == "__main__":
-    use_all_cores()
     with one_line_errors(ArgumentError, DataError, PhaseError, kept="The same command goes on where it stopped."):
         main(*parse_options((ChatbotArguments,), {}))

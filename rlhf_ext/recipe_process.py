@@ -6,6 +6,7 @@ seconds. CUDA does not survive a fork, and other systems know no safe one: there
 
 import atexit
 import multiprocessing
+import multiprocessing.forkserver
 import os
 import runpy
 import signal
@@ -22,13 +23,23 @@ KEEP_BLOCKS = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": "4294967296"}
 GOODBYE = 10  # seconds that a recipe gets after Ctrl-C, in case it was sent to this process alone
 
 
-def run_recipe(command: Sequence[str], environment: Mapping[str, str]) -> int:
-    """Run a script with its options; return its exit status, as `subprocess` has it."""
+def start_imports() -> BaseContext:
+    """Begin the imports that recipes are forked with, beside those of this process; return the way to start a recipe.
+
+    A command that calls it first does not wait for them when its first recipe starts.
+    """
     context = _context()
-    context.set_forkserver_preload(IMPORTS)
     for name, value in KEEP_BLOCKS.items():
         os.environ.setdefault(name, value)  # what is started now inherits it
-    process = context.Process(target=_run, args=(list(command), dict(environment)))
+    if context.get_start_method() == "forkserver":
+        context.set_forkserver_preload(IMPORTS)
+        multiprocessing.forkserver.ensure_running()
+    return context
+
+
+def run_recipe(command: Sequence[str], environment: Mapping[str, str]) -> int:
+    """Run a script with its options; return its exit status, as `subprocess` has it."""
+    process = start_imports().Process(target=_run, args=(list(command), dict(environment)))
     process.start()
     try:
         process.join()

@@ -6,6 +6,8 @@ import os
 import random
 import shlex
 import signal
+import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -185,6 +187,30 @@ def test_what_recipes_are_forked_from_has_the_imports_and_no_thread_that_a_fork_
         "print(*{(task / 'comm').read_text().strip() for task in tasks if task.name != str(os.getppid())})\n"
     )
     assert forked.run(tmp_path / "program.py").stdout in ("jemalloc_bg_thd\n", "\n")
+
+
+def test_imports_begun_end_with_a_command_that_was_refused_and_say_nothing_at_ctrl_c(tmp_path):
+    (tmp_path / "matplotlib").mkdir()  # in place of the imports, one that never ends
+    (tmp_path / "matplotlib/__init__.py").touch()
+    (tmp_path / "matplotlib/pyplot.py").write_text(
+        f"import os, pathlib, time\npathlib.Path({str(tmp_path / 'begun')!r}).touch()\ntime.sleep(1000)"
+    )
+    (tmp_path / "command.py").write_text(
+        "import multiprocessing, os, signal, sys, time\n"
+        "from rlhf_ext import recipe_process\n"
+        "recipe_process._context = lambda: multiprocessing.get_context('forkserver')\n"
+        "recipe_process.start_imports()\n"
+        f"while not os.path.exists({str(tmp_path / 'begun')!r}): time.sleep(0.01)\n"
+        "signal.signal(signal.SIGINT, signal.SIG_IGN)\n"
+        "os.killpg(0, signal.SIGINT)\n"
+        "time.sleep(0.5)\n"
+        "print('refused')\n"
+    )
+    command = [sys.executable, tmp_path / "command.py"]
+    environment = os.environ | {"PYTHONPATH": str(tmp_path)}
+    options = {"env": environment, "capture_output": True, "text": True, "timeout": 60, "start_new_session": True}
+    done = subprocess.run(command, **options)  # it waits until nobody holds the output
+    assert (done.stdout, done.stderr) == ("refused\n", "")
 
 
 def test_full_disk_loses_nothing(recipes, tmp_path):

@@ -5,8 +5,9 @@
 Policy (LoRA r=16), reference, critic and reward model are randomly initialised 40M-parameter Llamas. An update is a
 batch of 16 of 64 prompts of 32 tokens, 64 new tokens each, and one or four epochs in four mini-batches. Two releases
 of TRL do not fit into one process, so every side has a process of its own and gets one update in turn, while the
-others wait; the order changes from round to round. Memory: each side alone in a new process, since a peak belongs to
-a process. Run it with nothing else on the machine.
+others wait; the order changes from round to round. glibc keeps its blocks on all sides, so that what is timed is
+not the fetching of pages. Memory: each side alone in a new process, since a peak belongs to a process; there it gives
+them back. Run it with nothing else on the machine.
 
 TRL 1.12.0 runs on today's dependencies. `--trl_1_12` names a folder with it, unpacked; without, pip fetches it.
 
@@ -31,6 +32,8 @@ from typing import Any
 
 from dpo_vs_trl import EXACT_MEMORY, peak_memory
 from ppo_vs_trl_1_12_side import write_models
+
+from rlhf_ext.recipe_process import KEEP_BLOCKS
 
 SIDES = ["trl_1_12", "head", "adapter", "trl_1_12_bf16", "head_bf16", "adapter_bf16"]
 BASELINE = "trl_1_12"
@@ -111,7 +114,7 @@ def main() -> None:
         settings = {"folder": folder, "new_tokens": arguments.new_tokens, "reward": arguments.reward}
 
         def start(name: str, epochs: int, **variables: str) -> Side:
-            environment = {**os.environ, **variables}
+            environment = {**os.environ, **(variables or KEEP_BLOCKS)}
             if name.startswith("trl_1_12"):
                 environment["PYTHONPATH"] = os.pathsep.join([old_trl, *filter(None, [os.environ.get("PYTHONPATH")])])
             return Side(name, {**settings, "epochs": epochs}, environment)

@@ -60,9 +60,9 @@ def main(args: ChatbotArguments) -> None:
     steps = phases(args, has_chat_template=tokenizer.chat_template is not None, configs=configs)
     check_options(steps, args.config_files)
     is_main = int(os.environ.get("RANK", "0")) == 0
-    data = load_data(args, configs) if is_main else {}
+    data = load_data(args, configs, settings) if is_main else {}
     pipeline = Pipeline(args.output_dir, settings, steps)
-    write_data(args, configs, data)
+    write_data(args.output_dir, data)
     write_configs(args, configs)
     pipeline.run()
     if is_main:

@@ -9,7 +9,7 @@ import os
 import time
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import yaml
 
@@ -18,15 +18,14 @@ from .data import load_preference_splits
 from .data_checks import DataError
 from .demonstrations import as_messages, load_demonstration_splits
 from .evaluation.prompts import load_evaluation_prompts
-from .output_files import sha256, write_jsonl, write_whole
-from .pipeline import alone
+from .output_files import write_jsonl, write_whole
+from .pipeline import CONTENTS, alone
 from .prompts import load_prompt_splits
 
 if TYPE_CHECKING:
     from .chatbot import ChatbotArguments
 
 Row = dict[str, Any]
-Parts = tuple[list[Row], list[Row]]  # to train on, and to evaluate on
 Config = Mapping[str, Any]
 ANSWER = "\n\nAssistant:"  # of a transcript
 # What the YAML file of a phase must leave to the run, because phases share it or depend on it.
@@ -37,6 +36,14 @@ SETTLED |= {"reward_model", "reward_adapter", "critic", "critic_path"}
 # What it may say about data. Data of one's own are divided here, and the phase gets the parts.
 DATA_KEYS = ("dataset_config", "dataset_train_split", "dataset_test_split", "eval_dataset_name", "eval_fraction")
 DATA_KEYS += ("max_train_samples", "max_eval_samples", "dataset_streaming")
+
+
+class Parts(NamedTuple):
+    """The rows of a phase, to train and to evaluate on, and what they follow from."""
+
+    train: list[Row]
+    evaluation: list[Row]
+    origin: str
 
 
 def train_path(output_dir: str, phase: str) -> str:
@@ -82,12 +89,13 @@ def read_configs(files: Mapping[str, str]) -> dict[str, Config]:
     return configs
 
 
-def load_data(args: "ChatbotArguments", configs: Mapping[str, Config]) -> dict[str, Parts]:
+def load_data(args: "ChatbotArguments", configs: Mapping[str, Config], settings: Mapping[str, Any]) -> dict[str, Parts]:
     """Load and check all data of one's own, and make turns of plain text.
 
     Args:
         args: The command line, with an output folder.
         configs: As `read_configs` returns them.
+        settings: As `args.settings` returned them before, with the hashes of the files.
 
     Returns:
         For each phase that trains its rows to train and to evaluate on; not those that an earlier start has written,
@@ -96,25 +104,30 @@ def load_data(args: "ChatbotArguments", configs: Mapping[str, Config]) -> dict[s
     Raises:
         DataError: Bad rows, or plain text of which no turns can be made.
     """
-    made_of = _made_of(args, configs)
-    if not made_of:
+    if args.is_demo:
         return {}
-    missing = [phase for phase, text in made_of.items() if _read(_origin_path(args.output_dir, phase)) != text]
+    missing = {}
+    for phase, option in _data_options(args).items():
+        origin = _origin(settings, option, configs.get(phase, {}))
+        if _read(_origin_path(args.output_dir, phase)) != origin:
+            missing[phase] = settings[option], origin
     with alone():
         load_evaluation_prompts(args.eval_prompt_dataset or args.prompt_dataset)
-        return {phase: _load(phase, _sources(args)[phase], configs.get(phase, {}), args) for phase in missing}
+        return {
+            phase: Parts(*_load(phase, source, configs.get(phase, {}), args), origin)
+            for phase, (source, origin) in missing.items()
+        }
 
 
-def write_data(args: "ChatbotArguments", configs: Mapping[str, Config], loaded: Mapping[str, Parts]) -> None:
+def write_data(output_dir: str, loaded: Mapping[str, Parts]) -> None:
     """Write what `load_data` returned as the files that the phases read."""
-    made_of = _made_of(args, configs)
     for phase, parts in loaded.items():
-        origin = _origin_path(args.output_dir, phase)
+        origin = _origin_path(output_dir, phase)
         origin.parent.mkdir(exist_ok=True)
         origin.unlink(missing_ok=True)
-        for path, rows in zip((train_path, held_out_path), parts, strict=True):
-            write_jsonl(Path(path(args.output_dir, phase)), rows)
-        write_whole(origin, made_of[phase])  # last: what marks the others as complete
+        write_jsonl(Path(train_path(output_dir, phase)), parts.train)
+        write_jsonl(Path(held_out_path(output_dir, phase)), parts.evaluation)
+        write_whole(origin, parts.origin)  # last: what marks the others as complete
 
 
 def write_configs(args: "ChatbotArguments", configs: Mapping[str, Config]) -> None:
@@ -133,31 +146,25 @@ def _origin_path(output_dir: str, phase: str) -> Path:
     return Path(output_dir, "data", f"{phase}-origin.yaml")
 
 
-def _made_of(args: "ChatbotArguments", configs: Mapping[str, Config]) -> dict[str, str]:
-    """Return what the files of each phase follow from, unless they are the demo's."""
-    found = {}
-    for phase, source in _sources(args).items():
-        contents = sha256(path) if (path := Path(source).expanduser()).is_file() else None
-        facts = {"source": source, "contents": contents, "seed": args.seed, "options": dict(configs.get(phase, {}))}
-        found[phase] = yaml.safe_dump(facts, sort_keys=False)
-    return found
+def _origin(settings: Mapping[str, Any], option: str, config: Config) -> str:
+    """Return what the files of a phase follow from, of which `option` names the data."""
+    facts = {"source": settings[option], "contents": settings.get(f"{CONTENTS}{option}"), "seed": settings["seed"]}
+    return yaml.safe_dump(facts | {"options": dict(config)}, sort_keys=False)
 
 
 def _read(path: Path) -> str | None:
     return path.read_text(encoding="utf-8") if path.is_file() else None
 
 
-def _sources(args: "ChatbotArguments") -> dict[str, str]:
-    """Return the name of the data of each phase that trains, unless they are the demo's."""
-    if args.is_demo:
-        return {}
-    sources = {"sft": args.sft_dataset, "reward": args.preference_dataset}
+def _data_options(args: "ChatbotArguments") -> dict[str, str]:
+    """Return the option that names the data of each phase that trains."""
+    options = {"sft": "sft_dataset", "reward": "preference_dataset"}
     if args.algorithm != "best_of_n":
-        sources[args.algorithm] = args.prompt_dataset if args.algorithm == "ppo" else args.preference_dataset
-    return sources
+        options[args.algorithm] = "prompt_dataset" if args.algorithm == "ppo" else "preference_dataset"
+    return options
 
 
-def _load(phase: str, source: str, config: Config, args: "ChatbotArguments") -> Parts:
+def _load(phase: str, source: str, config: Config, args: "ChatbotArguments") -> tuple[list[Row], list[Row]]:
     """Load and check what a phase trains and evaluates on, as its recipe does, and say what becomes of plain text."""
     if config.get("dataset_streaming"):
         raise DataError("a run of all phases reads it as a whole.", "Drop dataset_streaming.", source=source)

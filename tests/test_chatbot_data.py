@@ -103,9 +103,9 @@ def read(path):
 
 
 def prepare(args, configs=None):
-    loaded = load_data(args, configs or {})
+    loaded = load_data(args, configs or {}, args.settings())
     Path(args.output_dir).mkdir(exist_ok=True)
-    write_data(args, configs or {}, loaded)
+    write_data(args.output_dir, loaded)
     write_configs(args, configs or {})
     return loaded
 
@@ -125,7 +125,7 @@ def test_every_phase_gets_turns_to_train_and_to_evaluate_on(data, capsys):
     assert "margin" in read(train_path(args.output_dir, "reward"))[0]
     said = capsys.readouterr().out
     assert "sft.jsonl: plain text becomes turns of a chat" in said and "pairs.jsonl: plain" not in said
-    assert load_data(args, {}) == {}  # the second start has nothing to do
+    assert load_data(args, {}, args.settings()) == {}  # the second start has nothing to do
 
 
 def test_what_a_configuration_says_about_data_is_done_once(data, tmp_path):
@@ -166,11 +166,12 @@ def test_other_processes_wait_for_the_configuration_of_this_start(data, monkeypa
 
 def test_bad_rows_of_the_last_phase_are_found_before_the_first(data, tmp_path):
     (tmp_path / "pairs.jsonl").write_text('{"prompt": "a", "chosen": "b", "rejected": "b"}\n')
+    args = ChatbotArguments(**data)
     with pytest.raises(DataError, match=r"pairs.jsonl, row 1, column 'rejected': 'chosen' and 'rejected' are equal"):
-        load_data(ChatbotArguments(**data), {})
+        load_data(args, {}, args.settings())
     (tmp_path / "prompts.jsonl").write_text('{"prompt": "a"}\n{"prompt": ""}\n')
     with pytest.raises(DataError, match=r"prompts.jsonl, row 2, column 'prompt': it is empty"):
-        load_data(ChatbotArguments(**data), {})
+        load_data(args, {}, args.settings())
 
 
 @pytest.mark.parametrize(

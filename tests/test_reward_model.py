@@ -130,12 +130,15 @@ def test_batch_composition_never_changes_a_score_over_8_bit_weights(model_name, 
 
 
 @pytest.mark.parametrize(
-    ("dtype", "tolerance"), [(torch.float32, 5e-5), (torch.bfloat16, 0.3)], ids=["float32", "bfloat16"]
+    ("dtype", "tolerance"), [(torch.float32, 5e-4), (torch.bfloat16, 0.3)], ids=["float32", "bfloat16"]
 )
 def test_batch_composition_over_4_bit_weights_matters_as_much_as_the_arithmetic(
     dtype, tolerance, model_name, tokenizer
 ):
-    """Unlike 8 bit, which rounds a text by the numbers of the others, 4 bit is plain arithmetic in its dtype."""
+    """Unlike 8 bit, which rounds a text by the numbers of the others, 4 bit is plain arithmetic in its dtype.
+
+    The adapters are bfloat16, though, so that the last digit of a float32 number may turn one of their inputs by 1/256.
+    """
     quantization = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_compute_dtype=dtype)
     base = AutoModelForSequenceClassification.from_pretrained(
         model_name, num_labels=1, dtype=dtype, quantization_config=quantization

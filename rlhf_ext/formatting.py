@@ -261,7 +261,7 @@ def _render(example: Example, tokenizer: PreTrainedTokenizerBase) -> str:
     """Return what is tokenized: plain text with its end token, or a conversation as the chat template writes it."""
     if not example.is_conversation:
         end = tokenizer.eos_token
-        # Encoders as they come from elsewhere have no end token, and were trained without one.
+        # Encoders as they come from elsewhere often have no end token, and were trained without one.
         end = "" if end is None or example.completion.endswith(end) else end
         return (example.prompt or "") + example.completion + end
     if tokenizer.chat_template is None:

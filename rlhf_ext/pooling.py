@@ -19,8 +19,8 @@ def pool_by_attention_mask(model: nn.Module) -> None:
 
     The logit found there is put at every position, so that whichever one the model picks is the right one. Training,
     gradient checkpointing and either padding side work; a call without a mask attends to everything and is scored at
-    its last position. Models whose head sees one vector a text, such as BERT's `[CLS]`, are left as they are. Doing it
-    twice is doing it once.
+    its last position. Models whose head sees one vector a text, such as BERT's `[CLS]`, and those whose configuration
+    has a `classifier_pooling`, such as EuroBERT's, are left as they are. Doing it twice is doing it once.
 
     Args:
         model: A sequence-classification model, or the PEFT model around one.
@@ -29,7 +29,8 @@ def pool_by_attention_mask(model: nn.Module) -> None:
         ValueError: The model has no head of a known name.
     """
     module = classification_module(model)
-    if not hasattr(module, _INSTALLED):
+    pools_by_itself = hasattr(module.config, "classifier_pooling")
+    if not pools_by_itself and not hasattr(module, _INSTALLED):
         module.register_forward_pre_hook(_before_forward, with_kwargs=True)
         module.register_forward_hook(_after_forward, always_call=True)
         setattr(module, _INSTALLED, True)

@@ -10,6 +10,8 @@ from transformers import (
     DebertaV2Model,
     DistilBertConfig,
     DistilBertModel,
+    EuroBertConfig,
+    EuroBertModel,
     ModernBertConfig,
     ModernBertModel,
     PreTrainedTokenizerFast,
@@ -32,6 +34,10 @@ ENCODERS = {
     ),
     "deberta": lambda: DebertaV2Model(
         DebertaV2Config(**COMMON, **SHAPE, max_position_embeddings=POSITIONS, relative_attention=True)
+    ),
+    # By default it scores every token and takes the mean.
+    "eurobert": lambda: EuroBertModel(
+        EuroBertConfig(**COMMON, **SHAPE, max_position_embeddings=POSITIONS, bos_token_id=2, eos_token_id=3)
     ),
     # RoBERTa's positions begin after that of the padding token.
     "roberta": lambda: RobertaModel(RobertaConfig(**COMMON, **SHAPE, max_position_embeddings=POSITIONS + 1)),

@@ -34,7 +34,8 @@ class ValueHead(nn.Module):
     def forward(self, hidden: Tensor) -> Tensor:
         """Return one value per hidden state."""
         with torch.autocast(hidden.device.type, enabled=False):
-            return hidden.to(self.weight.dtype) @ self.weight[0] + self.bias
+            # The last layers of a model that is split over GPUs are on another one.
+            return hidden.to(self.weight.device, self.weight.dtype) @ self.weight[0] + self.bias
 
 
 class CriticModel(nn.Module):

@@ -113,7 +113,7 @@ def _without_long_prompts(
     rows: Pairs | RatedAnswers, models: Iterable[RewardModel], *, drop: bool
 ) -> Pairs | RatedAnswers:
     """Return the rows whose prompt leaves room for an answer, in every model."""
-    examples, _ = parse(inputs(rows.prompts, next(iter(_answers(rows).values()))))
+    examples, _ = parse(inputs(rows, next(iter(_answers(rows).values()))))
     limited = [model for model in models if model.max_length is not None]
     long = {
         row
@@ -134,7 +134,7 @@ def _without_long_prompts(
 def _scores(model: RewardModel, rows: Pairs | RatedAnswers, batch_size: int | None) -> list[np.ndarray]:
     """Return the scores of each column of answers, scored together: a prompt that they share is run once."""
     answers = _answers(rows)
-    texts = [text for column in answers.values() for text in inputs(rows.prompts, column)]
+    texts = [text for column in answers.values() for text in inputs(rows, column)]
     try:
         scores = model.score(texts, batch_size=batch_size)
     except InputError as error:

@@ -10,7 +10,14 @@ from typing import Any, TypeVar
 from trl import extract_prompt
 
 from rlhf_ext.arguments import DEMO
-from rlhf_ext.data_checks import NOT_TEXT, DataError, check_number, check_preference_rows, check_text
+from rlhf_ext.data_checks import (
+    NOT_TEXT,
+    DataError,
+    check_chat_options,
+    check_number,
+    check_preference_rows,
+    check_text,
+)
 from rlhf_ext.data_files import is_local, load_from_hub, number_or_text, read_rows
 
 Text = str | list[dict[str, Any]]  # plain, or messages
@@ -35,6 +42,7 @@ class Pairs:
         rejected: The worse answers.
         strengths: How clearly the chosen answer was preferred, None where a row does not say; or None for all.
         subsets: The group each pair belongs to; or None.
+        chat_template_kwargs: More keywords for the chat template, None where a row has none; or None for all.
     """
 
     source: str
@@ -44,6 +52,7 @@ class Pairs:
     rejected: list[Text]
     strengths: list[float | None] | None = None
     subsets: list[str] | None = None
+    chat_template_kwargs: list[dict[str, Any] | None] | None = None
 
 
 @dataclass(frozen=True)
@@ -55,6 +64,7 @@ class RatedAnswers:
     prompts: list[Text]
     answers: list[Text]
     ratings: list[float]
+    chat_template_kwargs: list[dict[str, Any] | None] | None = None
 
 
 Rows = TypeVar("Rows", Pairs, RatedAnswers)
@@ -110,6 +120,7 @@ def load_rows(
         prompts=[row["prompt"] for _, row in rows],
         answers=[row[response_column] for _, row in rows],
         ratings=[float(row["rating"]) for _, row in rows],
+        chat_template_kwargs=_template_kwargs(rows),
     )
 
 
@@ -141,12 +152,21 @@ def select(rows: Rows, kept: Sequence[int]) -> Rows:
     return replace(rows, **{name: [c[i] for i in kept] for name, c in columns.items() if isinstance(c, list)})
 
 
-def inputs(prompts: Sequence[Text], answers: Sequence[Text]) -> list[tuple[str, str] | list[dict[str, Any]]]:
+def inputs(
+    rows: Pairs | RatedAnswers, answers: Sequence[Text]
+) -> list[tuple[str, str] | list[dict[str, Any]] | dict[str, Any]]:
     """Return what `RewardModel.score` takes: (prompt, completion) of plain text, or whole conversations."""
-    return [
-        (prompt, answer) if isinstance(prompt, str) else [*prompt, *answer]
-        for prompt, answer in zip(prompts, answers, strict=True)
-    ]
+    kwargs = rows.chat_template_kwargs or [None] * len(answers)
+    return [_input(*row) for row in zip(rows.prompts, answers, kwargs, strict=True)]
+
+
+def _input(
+    prompt: Text, answer: Text, template_kwargs: dict[str, Any] | None
+) -> tuple[str, str] | list[dict[str, Any]] | dict[str, Any]:
+    if isinstance(prompt, str):
+        return prompt, answer
+    messages = [*prompt, *answer]
+    return {"messages": messages, "chat_template_kwargs": template_kwargs} if template_kwargs else messages
 
 
 def text_of(text: Text) -> str:
@@ -210,6 +230,7 @@ def _check_rated_rows(rows: Sequence[NumberedRow], columns: Sequence[str], sourc
             if row.get(column) is None:
                 raise DataError("it is missing here.", "Every row needs it.", column=column, **place)
             check_text(row[column], conversational, column, place)
+        check_chat_options(row, rows[0][1], conversational, place)
         check_number(row.get("rating"), "rating", place)
     return responses[0]
 
@@ -240,7 +261,14 @@ def _pairs(
         rejected=[row["rejected"] for row in texts],
         strengths=strengths,
         subsets=subsets,
+        chat_template_kwargs=_template_kwargs(rows),
     )
+
+
+def _template_kwargs(rows: Sequence[NumberedRow]) -> list[dict[str, Any] | None] | None:
+    """Return what each row gives the chat template; None if no row does."""
+    given = [row.get("chat_template_kwargs") or None for _, row in rows]
+    return given if any(given) else None
 
 
 def _strengths(rows: Sequence[NumberedRow], column: str, source: str, *, required: bool) -> list[float | None] | None:

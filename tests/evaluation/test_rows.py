@@ -40,7 +40,7 @@ def test_pairs_with_strength_and_source(tmp_path):
     assert isinstance(pairs, Pairs)
     assert pairs.strengths == [2.0, None]
     assert pairs.subsets == ["web", "(none)"]
-    assert inputs(pairs.prompts, pairs.chosen)[0] == ("Boil an egg?", "Use a pot.")
+    assert inputs(pairs, pairs.chosen)[0] == ("Boil an egg?", "Use a pot.")
 
 
 def test_columns_that_say_nothing_are_left_out(tmp_path):
@@ -58,13 +58,27 @@ def test_implicit_prompt(tmp_path):
 def test_conversations(tmp_path):
     row = {"prompt": chat("user", "Egg?"), "chosen": chat("assistant", "Pot."), "rejected": chat("assistant", "No.")}
     pairs = load_rows(write(tmp_path, [row]))
-    assert inputs(pairs.prompts, pairs.chosen) == [chat("user", "Egg?") + chat("assistant", "Pot.")]
+    assert inputs(pairs, pairs.chosen) == [chat("user", "Egg?") + chat("assistant", "Pot.")]
     assert text_of(pairs.prompts[0] + pairs.chosen[0]) == "Egg?\n\nPot."
     assert text_of([{"role": "user", "content": [{"type": "text", "text": "Egg?"}]}]) == "Egg?"
     implicit = {side: row["prompt"] + row[side] for side in ("chosen", "rejected")}
     other = load_rows(write(tmp_path, [implicit]))
     assert other == pairs
     assert keys(other.prompts * 2)[0] == keys(pairs.prompts)[0]
+
+
+def test_keywords_of_the_chat_template_come_along(tmp_path):
+    """Training renders a row with them, so that without them another text would be scored."""
+    pair = {"prompt": chat("user", "Egg?"), "chosen": chat("assistant", "Pot."), "rejected": chat("assistant", "No.")}
+    styles = [{"chat_template_kwargs": {"style": style}} for style in ("brief", "long")]
+    expected = [{"messages": chat("user", "Egg?") + chat("assistant", "No."), **style} for style in styles]
+    pairs = load_rows(write(tmp_path, [pair | style for style in styles]))
+    assert inputs(pairs, pairs.rejected) == expected
+    rated_row = {"prompt": pair["prompt"], "response": pair["rejected"], "rating": 1}
+    rated = load_rows(write(tmp_path, [rated_row | style for style in styles]))
+    assert inputs(rated, rated.answers) == expected
+    with pytest.raises(DataError, match="row 1, column 'chat_template_kwargs': it has no effect on plain text"):
+        load_rows(write(tmp_path, [RATED | styles[0]]))
 
 
 def test_rated_rows_by_either_name(tmp_path):

@@ -15,8 +15,10 @@ import transformers
 from peft.utils import ModulesToSaveWrapper
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForSequenceClassification
+from transformers.integrations import deepspeed
 
 from .pooling import classification_module, head_name, head_of
+from .trainers.replaced import replaced
 
 
 def score_layer(model: nn.Module) -> nn.Linear:
@@ -66,7 +68,8 @@ def layers_to_save(path: str, **options: Any) -> list[str]:
         OSError: There is no such model.
         ValueError: It cannot become a sequence-classification model.
     """
-    with quiet():
+    # DeepSpeed ZeRO-3 would divide the weights, and takes no `device_map`.
+    with quiet(), replaced(deepspeed, _hf_deepspeed_config_weak_ref=None):
         config = AutoConfig.from_pretrained(path, num_labels=1, **options)
         # Packed 4-bit weights cannot be unpacked without being read; as they are, only their shapes do not match.
         vars(config).pop("quantization_config", None)

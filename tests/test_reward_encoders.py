@@ -6,10 +6,11 @@ from datasets import Dataset
 from peft import LoraConfig, PeftModel, get_peft_model
 from tiny_encoders import ENCODERS, POSITIONS, save_encoder, tokenizer
 from transformers import AutoModelForSequenceClassification, BitsAndBytesConfig
+from transformers.integrations import deepspeed
 
 from rlhf_ext import RewardConfig, RewardModel, RewardTrainer
 from rlhf_ext.data_checks import DataError
-from rlhf_ext.reward_layers import score_layer
+from rlhf_ext.reward_layers import layers_to_save, score_layer
 from rlhf_ext.reward_loading import RewardModelError
 from rlhf_ext.text_scorer import TruncationWarning
 
@@ -29,6 +30,7 @@ LACKING = {
     "distilbert": {"pre_classifier", "classifier"},
     "deberta": {"pooler.dense", "classifier"},
     "roberta": {"classifier.dense", "classifier.out_proj"},
+    "eurobert": {"dense", "classifier"},
     "modernbert": {"head.dense", "head.norm", "classifier"},
 }
 PAIRS = [{"prompt": QUESTION, "chosen": " in a pot", "rejected": " no idea" * n} for n in (1, 2)]
@@ -87,6 +89,19 @@ def test_adapter_keeps_every_layer_that_the_checkpoint_lacks(name, base, tmp_pat
     assert loaded.score(TEXTS) == pytest.approx(scores, abs=1e-6)
     loaded.save_pretrained(tmp_path / "again")
     assert RewardModel.from_pretrained(tmp_path / "again").score(TEXTS) == pytest.approx(scores, abs=1e-6)
+
+
+def test_layers_to_save_are_found_where_deepspeed_divides_the_weights(tmp_path):
+    """DeepSpeed itself is not installed: that ZeRO-3 is on is what Transformers asks before it loads."""
+    encoder = save_encoder("roberta", tmp_path / "encoder")
+    zero3 = type("ZeRO3", (), {"is_zero3": lambda self: True})()
+    deepspeed.set_hf_deepspeed_config(zero3)
+    try:
+        found = layers_to_save(encoder)
+        assert deepspeed.is_deepspeed_zero3_enabled()
+    finally:
+        deepspeed.unset_hf_deepspeed_config()
+    assert {*found} == LACKING["roberta"]
 
 
 def one_by_one(model, texts):

@@ -14,7 +14,7 @@ from bitsandbytes.nn import Linear4bit
 from peft.tuners import tuners_utils
 from peft.tuners.tuners_utils import BaseTunerLayer
 from transformers import Trainer, TrainingArguments
-from transformers.integrations import TensorBoardCallback, TrackioCallback
+from transformers.integrations import TensorBoardCallback, TrackioCallback, deepspeed
 from transformers.trainer_callback import ProgressCallback
 from transformers.utils import peft_utils
 from trl.trainer import reward_trainer
@@ -50,6 +50,7 @@ SEAMS = [
     (trl.RewardTrainer, "compute_loss", 'if "margin" in inputs:', "the margin is left to our loss"),
     (reward_trainer.DataCollatorForPreference, "torch_call", 'output["margin"] = margins', "margins in streamed rows"),
     (reward_trainer.DataCollatorForPreference, "torch_call", "= chosen_ids + rejected_ids", "chosen first in a batch"),
+    (deepspeed, "is_deepspeed_zero3_enabled", "_hf_deepspeed_config_weak_ref() is not None", "outlines under ZeRO-3"),
     # PPO
     (trl.GRPOConfig, "__post_init__", "if self.num_generations < 2:", "one completion per prompt passes the check"),
     (trl.GRPOTrainer, "__init__", "self.beta = args.beta", "loading the reference without a KL term in the loss"),

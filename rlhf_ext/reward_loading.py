@@ -192,6 +192,8 @@ def _load_adapter(
     except (ValueError, RuntimeError, KeyError) as error:
         raise RewardModelError(_another_base(path, base_name, _first_line(error))) from error
     expected = get_peft_model_state_dict(model, save_embedding_layers=False)
+    # Below LoRA on the embeddings PEFT saves these too, in case they were resized, and has loaded them by now.
+    saved = {key: weight for key, weight in saved.items() if not key.endswith(".base_layer.weight")}
     if set(saved) != set(expected):
         differing = sorted(set(saved) ^ set(expected))
         raise RewardModelError(_another_base(path, base_name, f"of one only: {_shorten(differing)}"))

@@ -90,7 +90,8 @@ class RewardModel(TextScorer):
         config = module.config.get_text_config()
         if config.pad_token_id is None:  # Transformers refuses a batch without one; which it is does not matter here
             config.pad_token_id = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else 0
-        self._pad_token_id, self._embeddings = config.pad_token_id, module.get_input_embeddings().num_embeddings
+        # Not `num_embeddings`, which PEFT's layer for LoRA on the embeddings lacks.
+        self._pad_token_id, self._embeddings = config.pad_token_id, module.get_input_embeddings().weight.size(0)
         self.max_length = self._choose_max_length(max_length, context_length(module))
         self.reuse_prompts = reuse_prompts and can_reuse_prompts(model)
         pool_by_attention_mask(model)

@@ -3,7 +3,7 @@
 import pytest
 import torch
 from datasets import Dataset
-from peft import LoraConfig
+from peft import LoraConfig, load_peft_weights
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import (
     BertConfig,
@@ -76,6 +76,27 @@ def test_decoder(lora, bits, config, model_name, preferences, tmp_path):
         assert merged.score(texts) == pytest.approx(scores, abs=5e-6)  # some roundings of float32
         merged.save_pretrained(tmp_path / "merged")
         assert RewardModel.from_pretrained(tmp_path / "merged").score(texts) == merged.score(texts)
+
+
+def test_adapter_on_the_embeddings(config, model_name, preferences):
+    """Beside such an adapter PEFT saves the whole embedding matrix."""
+    pairs = preferences.remove_columns("margin")
+    trainer = RewardTrainer(
+        model_name,
+        args=config,
+        train_dataset=pairs,
+        eval_dataset=pairs,
+        peft_config=LoraConfig(r=4, target_modules=["q_proj", "embed_tokens"], init_lora_weights=False),
+    )
+    trainer.train()
+    trainer.save_model()
+    assert any(key.endswith("base_layer.weight") for key in load_peft_weights(config.output_dir))
+    loaded = RewardModel.from_pretrained(config.output_dir)
+    scores = loaded.score(texts_of(pairs))
+    assert scores == pytest.approx(scores_in_training(trainer), abs=1e-5)
+    half = RewardModel.from_pretrained(config.output_dir, dtype="bfloat16").score(texts_of(pairs))
+    assert half == pytest.approx(scores, abs=0.1)
+    assert loaded.merge().score(texts_of(pairs)) == pytest.approx(scores, abs=1e-5)
 
 
 @pytest.mark.parametrize("lora", [False, True], ids=["full", "lora"])

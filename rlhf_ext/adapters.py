@@ -36,6 +36,17 @@ def tuner_layers(model: nn.Module) -> list[BaseTunerLayer]:
     return [module for module in model.modules() if isinstance(module, BaseTunerLayer)]
 
 
+def adapter_parameters(model: nn.Module, name: str) -> dict[str, nn.Parameter]:
+    """Return the weights of the adapter `name`, by the keys that PEFT saves them under: without that name.
+
+    It is inside of most weights' names (`lora_A.NAME.weight`), and at the end of those of LoRA on embeddings
+    (`lora_embedding_A.NAME`).
+    """
+    named = ((f"{key}.", parameter) for key, parameter in model.named_parameters())
+    mark = f".{name}."
+    return {key.replace(mark, ".").removesuffix("."): parameter for key, parameter in named if mark in key}
+
+
 @contextmanager
 def active_adapter(layers: Iterable[BaseTunerLayer], name: str) -> Iterator[None]:
     """Run the passes inside with the adapter `name`, and restore what was active, whatever happens.
@@ -99,10 +110,9 @@ def add_reward_adapter(policy: PeftModel, path: str, name: str) -> LinearHead:
         raise ValueError(
             f"{path}: this adapter does not fit the policy's base ({reason}). It must be trained from the same one."
         )
-    for key, parameter in policy.named_parameters():
-        if f".{name}." in key:
-            parameter.data = weights[key.replace(f".{name}.", ".")].to(parameter.device)
-            parameter.requires_grad_(False)
+    for key, parameter in adapter_parameters(policy, name).items():
+        parameter.data = weights[key].to(parameter.device)
+        parameter.requires_grad_(False)
     return head
 
 

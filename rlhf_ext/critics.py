@@ -27,6 +27,7 @@ from transformers import PreTrainedTokenizerBase
 from .adapters import (
     LinearHead,
     active_adapter,
+    adapter_parameters,
     add_reward_adapter,
     as_pass_of,
     read_reward_head,
@@ -203,7 +204,7 @@ class AdapterCritic(Critic):
         self.unfreeze()
 
     def _adapter_parameters(self) -> list[nn.Parameter]:
-        return [parameter for name, parameter in self.policy.named_parameters() if f".{ADAPTER}." in name]
+        return list(adapter_parameters(self.policy, ADAPTER).values())
 
     def parameters(self) -> list[nn.Parameter]:
         """Those of head and adapter."""

@@ -22,6 +22,7 @@ from rlhf_ext.critics import AdapterCritic, HeadCritic, ModelCritic
 from rlhf_ext.reward_adapter import RewardAdapter
 
 LORA = {"r": 4, "target_modules": "all-linear", "init_lora_weights": False}
+ON_EMBEDDINGS = LORA | {"target_modules": ["q_proj", "embed_tokens"]}
 
 
 @pytest.fixture(scope="session")
@@ -184,6 +185,24 @@ def test_reward_adapter_scores_as_the_reward_model(policy, reward_adapter, prefe
     assert len(before) == len(after) and all(a is b for a, b in zip(before, after, strict=True))
 
 
+def test_reward_adapter_on_the_embeddings(accelerator, batch, model_name, preferences, tokenizer, tmp_path):
+    """PEFT names its weights otherwise, and wraps a layer that is otherwise asked how many tokens there are."""
+    torch.manual_seed(0)
+    classifier = AutoModelForSequenceClassification.from_pretrained(model_name, num_labels=1, dtype=torch.float32)
+    get_peft_model(classifier, LoraConfig(task_type="SEQ_CLS", **ON_EMBEDDINGS)).save_pretrained(tmp_path)
+    tokenizer.save_pretrained(tmp_path)
+    policy = get_peft_model(AutoModelForCausalLM.from_pretrained(model_name), LoraConfig(**ON_EMBEDDINGS))
+    reward, reward_model = RewardAdapter(str(tmp_path)), RewardModel.from_pretrained(tmp_path)
+    reward.attach(policy)
+    rows = {"prompts": preferences["prompt"], "completions": preferences["chosen"]}
+    assert reward(**rows) == pytest.approx(reward_model(**rows), abs=1e-4)
+    with torch.no_grad():
+        scores = reward_model.model(batch[0][:, :-1]).logits[:, 0]
+    for critic in (AdapterCritic,):
+        values = critic(policy, accelerator, start_from=str(tmp_path)).values(batch[0], torch.ones_like(batch[0]), 1)
+        torch.testing.assert_close(values[:, 0], scores, rtol=1e-4, atol=1e-4)
+
+
 def test_adapter_that_does_not_fit_is_refused(policy, accelerator, reward_adapter, tmp_path, model_name):
     config = LlamaConfig(
         vocab_size=2048, hidden_size=16, intermediate_size=32, num_hidden_layers=1, num_attention_heads=2
@@ -333,6 +352,19 @@ def test_critic_learns_with_its_own_rate_and_leaves_the_base_alone(kind, rate, m
     assert all(torch.equal(p, base[n]) for n, p in trainer.model.named_parameters() if n in base)
     assert all(layer.active_adapters == ["default"] for layer in tuner_layers(trainer.model))
     assert any(value != 0 for value in [e["value/mean"] for e in trainer.state.log_history if "value/mean" in e])
+
+
+def test_critic_on_the_embeddings_learns(make_trainer):
+    """PEFT puts the adapter's name at the end of these weights' names, and inside of the others'."""
+    trainer = make_trainer("adapter", lora=ON_EMBEDDINGS, max_steps=3)
+    named = {name: p for name, p in trainer.model.named_parameters() if "critic" in name.split(".")}
+    assert len([name for name in named if "lora_embedding" in name]) == 2
+    before = {name: p.detach().clone() for name, p in named.items()}
+    trainer.train()
+    groups = trainer.optimizer.param_groups
+    in_groups = {id(p): group.get("name") for group in groups for p in group["params"]}
+    assert {in_groups[id(p)] for p in named.values()} == {"critic"}
+    assert all(p.requires_grad and not torch.equal(p, before[name]) for name, p in named.items())
 
 
 @pytest.mark.parametrize("kind", ["adapter", "model"])

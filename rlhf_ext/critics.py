@@ -255,7 +255,7 @@ class ModelCritic(Critic):
         path = start_from or policy.config._name_or_path
         backbone, head = load_critic_model(path, **({} if start_from else loading or {}))
         disable_dropout(backbone)
-        sizes = [m.get_input_embeddings().num_embeddings for m in (backbone, policy)]
+        sizes = [m.get_input_embeddings().weight.size(0) for m in (backbone, policy)]
         if sizes[0] < sizes[1]:
             raise ValueError(f"{path} knows {sizes[0]} tokens, and the policy has {sizes[1]}: it is no critic for it.")
         if tokenizer is not None:

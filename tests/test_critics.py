@@ -198,7 +198,7 @@ def test_reward_adapter_on_the_embeddings(accelerator, batch, model_name, prefer
     assert reward(**rows) == pytest.approx(reward_model(**rows), abs=1e-4)
     with torch.no_grad():
         scores = reward_model.model(batch[0][:, :-1]).logits[:, 0]
-    for critic in (AdapterCritic,):
+    for critic in (AdapterCritic, ModelCritic):
         values = critic(policy, accelerator, start_from=str(tmp_path)).values(batch[0], torch.ones_like(batch[0]), 1)
         torch.testing.assert_close(values[:, 0], scores, rtol=1e-4, atol=1e-4)
 

@@ -40,11 +40,15 @@ def adapter_parameters(model: nn.Module, name: str) -> dict[str, nn.Parameter]:
     """Return the weights of the adapter `name`, by the keys that PEFT saves them under: without that name.
 
     It is inside of most weights' names (`lora_A.NAME.weight`), and at the end of those of LoRA on embeddings
-    (`lora_embedding_A.NAME`).
+    (`lora_embedding_A.NAME`). Of DoRA's `lora_magnitude_vector.NAME.weight`, PEFT also leaves out the end.
     """
-    named = ((f"{key}.", parameter) for key, parameter in model.named_parameters())
-    mark = f".{name}."
-    return {key.replace(mark, ".").removesuffix("."): parameter for key, parameter in named if mark in key}
+    mark, magnitude = f".{name}.", ".lora_magnitude_vector"
+    found = {}
+    for key, parameter in model.named_parameters():
+        if mark in f"{key}.":
+            key = f"{key}.".replace(mark, ".").removesuffix(".")
+            found[key.replace(f"{magnitude}.weight", magnitude)] = parameter
+    return found
 
 
 @contextmanager

@@ -185,11 +185,13 @@ def test_reward_adapter_scores_as_the_reward_model(policy, reward_adapter, prefe
     assert len(before) == len(after) and all(a is b for a, b in zip(before, after, strict=True))
 
 
-def test_reward_adapter_on_the_embeddings(accelerator, batch, model_name, preferences, tokenizer, tmp_path):
+@pytest.mark.parametrize("dora", [False, True])
+def test_reward_adapter_on_the_embeddings(dora, accelerator, batch, model_name, preferences, tokenizer, tmp_path):
     """PEFT names its weights otherwise, and wraps a layer that is otherwise asked how many tokens there are."""
     torch.manual_seed(0)
     classifier = AutoModelForSequenceClassification.from_pretrained(model_name, num_labels=1, dtype=torch.float32)
-    get_peft_model(classifier, LoraConfig(task_type="SEQ_CLS", **ON_EMBEDDINGS)).save_pretrained(tmp_path)
+    config = LoraConfig(task_type="SEQ_CLS", use_dora=dora, **ON_EMBEDDINGS)
+    get_peft_model(classifier, config).save_pretrained(tmp_path)
     tokenizer.save_pretrained(tmp_path)
     policy = get_peft_model(AutoModelForCausalLM.from_pretrained(model_name), LoraConfig(**ON_EMBEDDINGS))
     reward, reward_model = RewardAdapter(str(tmp_path)), RewardModel.from_pretrained(tmp_path)

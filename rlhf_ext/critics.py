@@ -255,11 +255,14 @@ class ModelCritic(Critic):
         path = start_from or policy.config._name_or_path
         backbone, head = load_critic_model(path, **({} if start_from else loading or {}))
         disable_dropout(backbone)
-        sizes = [m.get_input_embeddings().weight.size(0) for m in (backbone, policy)]
-        if sizes[0] < sizes[1]:
-            raise ValueError(f"{path} knows {sizes[0]} tokens, and the policy has {sizes[1]}: it is no critic for it.")
+        known, needed = (m.get_input_embeddings().weight.size(0) for m in (backbone, policy))
+        if tokenizer is not None:  # models of one family pad their matrices to different sizes
+            needed = min(needed, max(tokenizer.get_vocab().values()) + 1)
+        if known < needed:
+            raise ValueError(f"{path} knows {known} tokens, and the policy has {needed}: it is no critic for it.")
         if tokenizer is not None:
             check_tokens_are_those_of(tokenizer, path)
+        self._last_id = known - 1
         check_reads_from_left_to_right(backbone, path)
         if gradient_checkpointing:
             backbone.gradient_checkpointing_enable()
@@ -270,7 +273,8 @@ class ModelCritic(Critic):
 
     def values(self, input_ids: Tensor, attention_mask: Tensor, length: int) -> Tensor:
         """Return the values of the last `length` tokens, from a pass of the critic's model."""
-        return self._distributed(input_ids, attention_mask, length).float()
+        ids = input_ids.clamp(max=self._last_id)  # a policy may draw ids from its padding, which the critic may lack
+        return self._distributed(ids, attention_mask, length).float()
 
 
 def make_critic(

@@ -139,6 +139,22 @@ def test_model_critic_of_another_architecture(policy, accelerator, batch, tmp_pa
         ModelCritic(policy, accelerator, start_from=str(tmp_path))
 
 
+def test_model_critic_whose_embeddings_are_padded_less(policy, accelerator, batch, tmp_path, tokenizer):
+    """As among the models of Qwen2.5: with one tokenizer, the sizes of the matrices do not matter."""
+    policy.get_base_model().resize_token_embeddings(len(tokenizer) + 64)
+    shape = {"hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 1, "num_attention_heads": 1}
+    LlamaForCausalLM(LlamaConfig(vocab_size=len(tokenizer), **shape)).save_pretrained(tmp_path)
+    tokenizer.save_pretrained(tmp_path)
+    critic = ModelCritic(policy, accelerator, start_from=str(tmp_path), tokenizer=tokenizer)
+    batch[0][0, -3] = len(tokenizer) + 1  # which the policy may draw, though no token has it
+    assert critic.values(*batch, 5).isfinite().all()
+    with pytest.raises(ValueError, match="knows 2048 tokens, and the policy has 2112"):
+        ModelCritic(policy, accelerator, start_from=str(tmp_path))
+    LlamaForCausalLM(LlamaConfig(vocab_size=len(tokenizer) - 1, **shape)).save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match="knows 2047 tokens, and the policy has 2048"):
+        ModelCritic(policy, accelerator, start_from=str(tmp_path), tokenizer=tokenizer)
+
+
 @pytest.mark.parametrize("critic", [HeadCritic, AdapterCritic, ModelCritic])
 def test_shift_adds_a_constant_to_all_values(critic, policy, accelerator, batch):
     critic = critic(policy, accelerator)

@@ -52,6 +52,17 @@ class CriticModel(nn.Module):
         return self.head(output.last_hidden_state[:, -length - 1 : -1])
 
 
+def hidden_width(model: nn.Module) -> int:
+    """Return the size of a model's last hidden states, which some models narrow, such as OPT-350m: what its head takes.
+
+    Args:
+        model: A language model, or one without a head, of which the configuration tells.
+    """
+    width = getattr(model.get_output_embeddings(), "in_features", None)
+    config = model.config.get_text_config()
+    return width or getattr(config, "word_embed_proj_dim", None) or config.hidden_size
+
+
 def distributed(module: nn.Module, accelerator: Accelerator) -> nn.Module:
     """Return the module with its gradient averaged over processes. FSDP2 shards it, apart from the policy."""
     if not accelerator.is_fsdp2:

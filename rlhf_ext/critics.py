@@ -41,6 +41,7 @@ from .critic_modules import (
     check_reads_from_left_to_right,
     check_tokens_are_those_of,
     distributed,
+    hidden_width,
     load_critic_model,
 )
 from .dropout import disable_dropout
@@ -267,8 +268,7 @@ class ModelCritic(Critic):
         if gradient_checkpointing:
             backbone.gradient_checkpointing_enable()
         backbone.train().requires_grad_(True)
-        hidden_size = backbone.config.get_text_config().hidden_size
-        self.module = CriticModel(backbone, ValueHead(hidden_size, head)).to(accelerator.device)
+        self.module = CriticModel(backbone, ValueHead(hidden_width(backbone), head)).to(accelerator.device)
         self._distributed = distributed(self.module, accelerator)
 
     def values(self, input_ids: Tensor, attention_mask: Tensor, length: int) -> Tensor:
@@ -320,4 +320,4 @@ def backbone_of(policy: nn.Module) -> nn.Module:
 
 
 def _value_head(policy: nn.Module, accelerator: Accelerator, start: LinearHead | None) -> ValueHead:
-    return ValueHead(policy.config.get_text_config().hidden_size, start).to(accelerator.device)
+    return ValueHead(hidden_width(causal_lm_of(policy)), start).to(accelerator.device)

@@ -13,12 +13,14 @@ from transformers import (
     BitsAndBytesConfig,
     LlamaConfig,
     LlamaForCausalLM,
+    OPTConfig,
+    OPTForCausalLM,
 )
 
 from rlhf_ext import PPOConfig, PPOTrainer, RewardConfig, RewardModel, RewardTrainer
 from rlhf_ext.adapters import active_adapter, tuner_layers
 from rlhf_ext.critic_modules import load_critic_model
-from rlhf_ext.critics import AdapterCritic, HeadCritic, ModelCritic
+from rlhf_ext.critics import AdapterCritic, HeadCritic, ModelCritic, backbone_of
 from rlhf_ext.reward_adapter import RewardAdapter
 
 LORA = {"r": 4, "target_modules": "all-linear", "init_lora_weights": False}
@@ -153,6 +155,32 @@ def test_model_critic_whose_embeddings_are_padded_less(policy, accelerator, batc
     LlamaForCausalLM(LlamaConfig(vocab_size=len(tokenizer) - 1, **shape)).save_pretrained(tmp_path)
     with pytest.raises(ValueError, match="knows 2047 tokens, and the policy has 2048"):
         ModelCritic(policy, accelerator, start_from=str(tmp_path), tokenizer=tokenizer)
+
+
+@pytest.mark.parametrize("critic", [HeadCritic, AdapterCritic, ModelCritic])
+def test_critic_of_a_model_that_narrows_its_hidden_states(critic, accelerator, batch, tmp_path, tokenizer):
+    """As OPT-350m does: what its heads take is narrower than `hidden_size`."""
+    torch.manual_seed(0)
+    shape = {"hidden_size": 32, "word_embed_proj_dim": 16, "ffn_dim": 32, "num_attention_heads": 2}
+    config = OPTConfig(vocab_size=2048, num_hidden_layers=1, max_position_embeddings=64, init_std=0.3, **shape)
+    base, reward, ids, mask = tmp_path / "base", tmp_path / "reward", batch[0], torch.ones_like(batch[0])
+    OPTForCausalLM(config).save_pretrained(base)
+    classifier = AutoModelForSequenceClassification.from_pretrained(base, num_labels=1)
+    policies = [AutoModelForCausalLM.from_pretrained(base) for _ in range(2)]
+    if critic is AdapterCritic:
+        classifier = get_peft_model(classifier, LoraConfig(task_type="SEQ_CLS", **LORA))
+        policies = [get_peft_model(policy, LoraConfig(**LORA)) for policy in policies]
+    classifier.save_pretrained(reward)
+    tokenizer.save_pretrained(reward)
+    values = []
+    for policy, start in zip(policies, (None, str(reward)), strict=True):
+        made = critic(policy.eval(), accelerator, start_from=start)
+        with made.reading():
+            backbone_of(policy)(ids, attention_mask=mask)  # as TRL's fused head does
+        values.append(made.values(ids, mask, 1)[:, 0])
+    assert not values[0].any()
+    scores = RewardModel.from_pretrained(reward).model(ids[:, :-1]).logits[:, 0]
+    torch.testing.assert_close(values[1], scores, rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("critic", [HeadCritic, AdapterCritic, ModelCritic])

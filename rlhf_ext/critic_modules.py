@@ -5,9 +5,10 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
+from peft import PeftConfig
 from torch import Tensor, nn
 from torch.distributed.fsdp import fully_shard
-from transformers import AutoConfig, AutoModel, AutoTokenizer, PreTrainedTokenizerBase
+from transformers import AutoConfig, AutoModel, AutoTokenizer, PretrainedConfig, PreTrainedTokenizerBase
 
 from .adapters import LinearHead, head_of_reward_model
 from .completion_pass import positions
@@ -85,11 +86,18 @@ def load_critic_model(path: str, **loading: Any) -> tuple[nn.Module, LinearHead 
     Args:
         path: The model's folder or name.
         loading: For `from_pretrained`.
+
+    Raises:
+        ValueError: Its weights are quantized, or it is an adapter on such a base.
     """
     is_adapter = Path(path, "adapter_config.json").is_file()
-    architectures = [] if is_adapter else AutoConfig.from_pretrained(path, **loading).architectures or []
+    config = _config_of_base(path) if is_adapter else AutoConfig.from_pretrained(path, **loading)
+    architectures = getattr(config, "architectures", None) or []
     if not is_adapter and not any(name.endswith("ForSequenceClassification") for name in architectures):
-        return AutoModel.from_pretrained(path, dtype=torch.float32, **loading), None
+        model = AutoModel.from_pretrained(path, dtype=torch.float32, **loading)
+        _refuse_quantized(model.config, path)  # only now: some kinds are unpacked in loading
+        return model, None
+    _refuse_quantized(config, path)
     from .reward_model import RewardModel
 
     reward_model = RewardModel.from_pretrained(path, quantization_config=False, dtype=torch.float32, device="cpu")
@@ -97,6 +105,22 @@ def load_critic_model(path: str, **loading: Any) -> tuple[nn.Module, LinearHead 
     if is_adapter:
         reward_model.merge()
     return classification_module(reward_model.model).base_model, head
+
+
+def _config_of_base(path: str) -> PretrainedConfig | None:
+    """Return the configuration of an adapter's base; None without one, of which `RewardModel` says more."""
+    try:
+        return AutoConfig.from_pretrained(PeftConfig.from_pretrained(path).base_model_name_or_path)
+    except (OSError, ValueError):
+        return None
+
+
+def _refuse_quantized(config: PretrainedConfig | None, path: str) -> None:
+    if getattr(config, "quantization_config", None) is not None:
+        raise ValueError(
+            f"{path}: its weights are quantized, and cannot learn. Use critic='adapter', or name an unquantized model "
+            "as critic_path."
+        )
 
 
 def check_tokens_are_those_of(tokenizer: PreTrainedTokenizerBase, path: str) -> None:

@@ -240,7 +240,8 @@ class ModelCritic(Critic):
         tokenizer: The policy's, to compare with one that lies beside the model.
 
     Raises:
-        ValueError: The model knows other tokens than the policy, or sees tokens before it values them.
+        ValueError: The model's weights are quantized, it knows other tokens than the policy, or it sees tokens before
+            it values them.
     """
 
     def __init__(

@@ -157,6 +157,21 @@ def test_model_critic_whose_embeddings_are_padded_less(policy, accelerator, batc
         ModelCritic(policy, accelerator, start_from=str(tmp_path), tokenizer=tokenizer)
 
 
+@pytest.mark.parametrize("kind", ["model", "reward model", "adapter"])
+def test_model_critic_of_a_quantized_checkpoint_is_turned_down(kind, policy, accelerator, model_name, tmp_path):
+    quantization = BitsAndBytesConfig(load_in_8bit=True, llm_int8_skip_modules=["score"])
+    auto = AutoModelForCausalLM if kind == "model" else AutoModelForSequenceClassification
+    options = {} if kind == "model" else {"num_labels": 1}
+    model = auto.from_pretrained(model_name, quantization_config=quantization, **options)
+    model.save_pretrained(tmp_path / "base")
+    if kind == "adapter":
+        model = get_peft_model(auto.from_pretrained(tmp_path / "base"), LoraConfig(task_type="SEQ_CLS", **LORA))
+        model.save_pretrained(tmp_path / "adapter")
+    path = tmp_path / ("adapter" if kind == "adapter" else "base")
+    with pytest.raises(ValueError, match=r"weights are quantized.* Use critic='adapter', or name an unquantized model"):
+        ModelCritic(policy, accelerator, start_from=str(path))
+
+
 @pytest.mark.parametrize("critic", [HeadCritic, AdapterCritic, ModelCritic])
 def test_critic_of_a_model_that_narrows_its_hidden_states(critic, accelerator, batch, tmp_path, tokenizer):
     """As OPT-350m does: what its heads take is narrower than `hidden_size`."""

@@ -123,7 +123,7 @@ def check_chat_options(row: dict[str, Any], first: dict[str, Any], conversationa
             fix = "Drop the column, or write messages."
             raise DataError("it has no effect on plain text.", fix, column=column, **place)
     if "chat_template_kwargs" in row or "chat_template_kwargs" in first:
-        # In a table, a keyword that a row lacks would be None, and the template would be given that.
+        # In a table of the Hub, a keyword that a row lacks is None, and the template would be given that.
         given, expected = _keywords(row), _keywords(first)
         if given != expected or not given:
             held = [", ".join(names) or "no keywords" for names in (given, expected)]

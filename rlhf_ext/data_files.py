@@ -4,15 +4,27 @@ import csv
 import difflib
 import io
 import json
+import math
 import os
+import reprlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from itertools import islice
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
 import datasets
 import pyarrow
-from datasets import Dataset, DatasetDict, IterableDataset, IterableDatasetDict, load_dataset
+from datasets import (
+    Dataset,
+    DatasetDict,
+    Features,
+    IterableDataset,
+    IterableDatasetDict,
+    Json,
+    List,
+    concatenate_datasets,
+    load_dataset,
+)
 from datasets.fingerprint import Hasher
 
 from .data_checks import STREAMED_ROWS_CHECKED, DataError
@@ -44,17 +56,55 @@ def numbered(rows: Rows) -> Iterable[NumberedRow]:
 
 
 def to_dataset(columns: Mapping[str, list[Any]], *, source: str) -> Dataset:
-    """Return the columns as a dataset on disk.
+    """Return the columns as a dataset on disk, in which every row holds what its file has and no more.
 
     Raises:
-        DataError: A column holds values of several types.
+        DataError: A column holds values of several types, or numbers that no table keeps.
     """
-    try:
-        return on_disk(Dataset.from_dict(columns))
-    except (pyarrow.ArrowException, TypeError) as error:
-        reason = " ".join(str(error).split())
-        fix = "Every column needs one type throughout."
-        raise DataError(f"its rows do not fit one table ({reason}).", fix, source=source) from error
+    parts = [_to_column(name, values, source) for name, values in columns.items()]
+    return on_disk(concatenate_datasets(parts, axis=1))
+
+
+def _to_column(name: str, values: list[Any], source: str) -> Dataset:
+    """Return a column as a dataset.
+
+    Arrow has one type for all rows of a column. Of objects, such as tools or messages that call them, it would give
+    each the keys of all others, and turn 5 into 5.0 beside 2.5. The parts that differ become JSON, and where that would
+    read the text "5" as a number, the whole objects do.
+    """
+    lists = all(isinstance(value, list | None) for value in values)
+    items = chain.from_iterable(value or [] for value in values) if lists else values
+    ways: list[dict[str, Any]] = [{}]
+    if all(isinstance(item, dict | None) for item in items):
+        whole = Features({name: List(Json()) if lists else Json()})
+        ways = [{"on_mixed_types": "use_json"}, {"features": whole}]
+    for way in ways:
+        try:
+            column = Dataset.from_dict({name: values}, **way)
+        except (pyarrow.ArrowException, TypeError, ValueError, OverflowError) as error:
+            reason = " ".join(str(error).split())
+            problem, fix = f"its rows do not fit one table ({reason}).", "Every column needs one type throughout."
+            continue
+        changed = next(_changes(values, column[name]), None) if way else None
+        if changed is None:
+            return column
+        problem, fix = "in a table, {} would become {}.".format(*map(reprlib.repr, changed)), "Write it as text."
+    raise DataError(problem, fix, source=source, column=name)
+
+
+def _changes(given: Iterable[Any], kept: Iterable[Any]) -> Iterator[tuple[Any, Any]]:
+    """Yield each value that a table changed and what it is there, but for the rounding of JSON: to ten digits."""
+    for old, new in zip(given, kept, strict=True):
+        if repr(old) == repr(new):  # fast, and unlike == it tells 5 from 5.0 and one order of keys from another
+            continue
+        if isinstance(old, dict) and isinstance(new, dict) and [*old] == [*new]:
+            yield from _changes(old.values(), new.values())
+        elif isinstance(old, list) and isinstance(new, list) and len(old) == len(new):
+            yield from _changes(old, new)
+        elif isinstance(old, float) and isinstance(new, float) and math.isclose(old, new, rel_tol=1e-9):
+            continue
+        elif old != new or isinstance(old, dict | int | float):
+            yield old, new
 
 
 def load_from_hub(

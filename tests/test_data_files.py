@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 from datasets import Dataset
-from preference_rows import CHAT, GOOD, load, refusal, splits, write
+from preference_rows import CHAT, GOOD, load, message, refusal, splits, write
 
 from rlhf_ext.data_checks import DataError
 from rlhf_ext.data_files import read_splits
@@ -140,5 +140,51 @@ def test_csv_with_a_loose_comma(tmp_path):
     assert ", row 2: it has another number of fields" in refusal(path)
 
 
-def test_columns_that_fit_no_table(tmp_path):
-    assert "do not fit one table" in refusal(write(tmp_path, [CHAT | {"tools": "[]"}, CHAT | {"tools": [1]}]))
+@pytest.mark.parametrize("tools", [("[]", [1]), ([{"name": "a"}], 5), ([{"name": "a"}], {"name": "b"}), ("5", 5)])
+def test_columns_that_fit_no_table(tools, tmp_path):
+    text = refusal(write(tmp_path, [CHAT | {"tools": value} for value in tools]))
+    assert "column 'tools': its rows do not fit one table (" in text
+    assert text.endswith("Every column needs one type throughout.")
+
+
+def call(name, arguments):
+    return {
+        "role": "assistant",
+        "tool_calls": [{"type": "function", "function": {"name": name, "arguments": arguments}}],
+    }
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        [{"city": "Rome"}, {"minutes": 5}],
+        [{}, {}],
+        [{"amount": 5}, {"amount": 2.5}],
+        [{"amount": 5}, {"amount": "5"}],
+        [{"amount": 5}, '{"amount": 5}'],
+        [{"from": "Rome", "to": "Bern"}, {"to": "Rome", "from": "Bern"}],
+        [{"stops": [{"city": "Rome"}, {"minutes": 5}]}, {"stops": None}],
+    ],
+)
+def test_objects_hold_what_the_file_has_and_no_more(arguments, tmp_path):
+    """Arrow has one type for a column: it would fill up, convert or reorder what differs between rows."""
+    rows = [CHAT | {"chosen": [call("act", a), *CHAT["chosen"]], "tools": [{"parameters": a}]} for a in arguments]
+    loaded = load(write(tmp_path, rows))
+    assert repr(loaded.to_list()) == repr(rows)
+    assert repr(loaded.map(lambda row: {"size": 1}).remove_columns("size").to_list()) == repr(rows)
+
+
+def test_text_in_messages_stays_text_beside_parts(tmp_path):
+    parts = [{"type": "text", "text": "How do I boil an egg?"}]
+    rows = [CHAT | {"prompt": [message("user", content)]} for content in ("42", parts)]
+    assert load(write(tmp_path, rows)).to_list() == rows
+
+
+@pytest.mark.parametrize(
+    ("number", "expected"),
+    [("NaN", "nan would become None."), ("1e-12", "1e-12 would become 0.0."), ("1" + "0" * 30, "")],
+)
+def test_numbers_that_no_table_keeps(number, expected, tmp_path):
+    rows = [CHAT | {"tools": [{"name": 1}]}, json.dumps(CHAT | {"tools": [{"size": 0}]}).replace("0", number)]
+    text = refusal(write(tmp_path, rows))
+    assert f"column 'tools': in a table, {expected}" in text and text.endswith(" Write it as text.")

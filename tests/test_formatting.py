@@ -1,6 +1,7 @@
 """Texts become the token ids that TRL's RewardTrainer would train on, and what is no text is refused."""
 
 import json
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -9,7 +10,10 @@ import trl
 from datasets import Dataset
 from transformers import AutoTokenizer
 
+from rlhf_ext.data import check_preferences
+from rlhf_ext.data_files import read_rows
 from rlhf_ext.formatting import InputError, check_says_something, count_prompt_tokens, parse, parse_answers, tokenize
+from rlhf_ext.output_files import write_jsonl
 
 QUESTION = [{"role": "user", "content": "How do I boil an egg?"}]
 ANSWER = [{"role": "assistant", "content": "In a pot of water."}]
@@ -86,6 +90,32 @@ def test_tools_and_template_keywords_equal_trl(as_text, with_tools):
     texts = [{"prompt": QUESTION, "completion": row[side], **options} for side in ("chosen", "rejected")]
     assert ours(texts, with_tools) == expected
     assert ours([(QUESTION, OTHER)], with_tools)[0] != expected[1]
+
+
+def test_trl_renders_tools_and_calls_as_the_file_has_them(tmp_path, with_tools):
+    """Each row its own, without those of other rows as nulls."""
+    rows = []
+    for name, arguments in (("boil", {"minutes": 5}), ("buy", {"what": "eggs", "from": {"shop": "5"}})):
+        parameters = {"type": "object", "properties": {key: {"type": "string"} for key in arguments}}
+        tools = [{"type": "function", "function": {"name": name, "parameters": parameters}}]
+        calls = [{"type": "function", "function": {"name": name, "arguments": arguments}}]
+        chosen = [{"role": "assistant", "tool_calls": calls}, *ANSWER]
+        rows.append({"prompt": QUESTION, "chosen": chosen, "rejected": OTHER, "tools": tools})
+    path = str(tmp_path / "pairs.jsonl")
+    write_jsonl(Path(path), rows)
+    pairs = check_preferences(read_rows(path), path)
+    expected = ours([{"messages": QUESTION + row["chosen"], "tools": row["tools"]} for row in rows], with_tools)
+
+    args = SimpleNamespace(dataset_num_proc=2, max_length=None)
+    prepared = trl.RewardTrainer._prepare_dataset(None, pairs, with_tools, args, "train")
+    assert [*prepared["chosen_ids"]] == expected
+    trainer = SimpleNamespace(_tokenizer=with_tools, _is_vlm=False, chat_template=None, completion_only_loss=False)
+    prepared = trl.DPOTrainer._prepare_dataset(trainer, pairs, with_tools, args, "train")
+    assert [row["prompt_ids"] + row["chosen_ids"] for row in prepared] == expected
+    demonstrations = pairs.rename_column("chosen", "completion").remove_columns("rejected")
+    args = SimpleNamespace(**vars(args), assistant_only_loss=False, dataset_text_field="text", shuffle_dataset=False)
+    prepared = trl.SFTTrainer._prepare_dataset(trainer, demonstrations, with_tools, args, False, None, "train")
+    assert [*prepared["input_ids"]] == expected
 
 
 def test_encoder_equals_trl(encoder_tokenizer):

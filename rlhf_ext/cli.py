@@ -128,6 +128,7 @@ def _score(args: argparse.Namespace) -> Iterator[Row]:
     rows, places = _rows(args, [{column: text} for text in args.texts])
     texts = [_text(row, place) for row, place in zip(rows, places, strict=True)]
     _check_free(rows, places, ["score"])
+    _check_parse(texts, places)
     scorer = _scorer(args)
     with _named(places):
         scores = scorer.score(texts, batch_size=args.batch_size)
@@ -142,6 +143,8 @@ def _compare(args: argparse.Namespace) -> Iterator[Row]:
     rows, places = _rows(args, [dict(zip("ab", args.texts, strict=True))] if args.texts else [])
     pairs = [_pair(row, place) for row, place in zip(rows, places, strict=True)]
     _check_free(rows, places, COMPARISON_COLUMNS)
+    for texts in zip(*pairs, strict=True):
+        _check_parse(texts, places)
     scorer = _scorer(args)
     with _named(places):
         compared = scorer.compare([a for a, _ in pairs], [b for _, b in pairs], batch_size=args.batch_size)
@@ -180,6 +183,14 @@ def _scorer(args: argparse.Namespace) -> "TextScorer":
     options = {"max_length": args.max_length, "dtype": args.dtype, "device": args.device}
     models = [RewardModel.from_pretrained(path, **options) for path in args.model]
     return models[0] if len(models) == 1 else RewardModelEnsemble(models, args.reduction or "mean")
+
+
+def _check_parse(texts: Sequence[Row], places: Sequence[str]) -> None:
+    """Refuse what is no text before a model loads."""
+    from .formatting import parse
+
+    with _named(places):
+        parse([*texts])
 
 
 @contextmanager

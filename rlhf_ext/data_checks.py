@@ -12,6 +12,8 @@ from typing import Any
 from datasets import Dataset, IterableDataset
 from trl import extract_prompt
 
+from .surrogates import WHOLE_CHARACTERS, surrogate_problem
+
 STREAMED_ROWS_CHECKED = 1000
 NOT_TEXT = ("image", "images", "tools")  # columns that only TRL's trainers read
 CHAT_OPTIONS = ("tools", "chat_template_kwargs")  # columns that concern conversations
@@ -80,11 +82,12 @@ def check_text(value: Any, conversational: bool, column: str, place: dict[str, A
     """Check one cell of a row at `place` (source and row): text, or a list of messages if `conversational`.
 
     Raises:
-        DataError: It is something else, mixed with the other kind, or empty.
+        DataError: It is something else, mixed with the other kind, empty, or holds half of a character.
     """
     if not isinstance(value, str | list):
         fix = "It must be text, or a list of messages with 'role' and 'content'."
         raise DataError(f"it is a {type(value).__name__}.", fix, column=column, **place)
+    check_characters(value, column, place)
     if isinstance(value, list) != conversational:
         kinds = (
             ("a list of messages", "plain text") if isinstance(value, list) else ("plain text", "a list of messages")
@@ -112,16 +115,28 @@ def check_text(value: Any, conversational: bool, column: str, place: dict[str, A
         raise DataError(f"it ends with role {value[-1]['role']!r}.", fix, column=column, **place)
 
 
+def check_characters(value: Any, column: str, place: dict[str, Any]) -> None:
+    """Check that no text in a cell of a row at `place` holds half of a character, which no tokenizer takes.
+
+    Raises:
+        DataError: One does.
+    """
+    if problem := surrogate_problem(value):
+        raise DataError(problem, WHOLE_CHARACTERS, column=column, **place)
+
+
 def check_chat_options(row: dict[str, Any], first: dict[str, Any], conversational: bool, place: dict[str, Any]) -> None:
     """Check a row's tools and keywords for the chat template.
 
     Raises:
-        DataError: They have no effect, as the rows are no conversations, or the keywords are others than in `first`.
+        DataError: They have no effect, as the rows are no conversations, hold half of a character, or the keywords are
+            others than in `first`.
     """
     for column in CHAT_OPTIONS:
         if row.get(column) and not conversational:
             fix = "Drop the column, or write messages."
             raise DataError("it has no effect on plain text.", fix, column=column, **place)
+        check_characters(row.get(column), column, place)
     if "chat_template_kwargs" in row or "chat_template_kwargs" in first:
         # In a table of the Hub, a keyword that a row lacks is None, and the template would be given that.
         given, expected = _keywords(row), _keywords(first)

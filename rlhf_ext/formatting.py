@@ -12,6 +12,8 @@ from typing import Any
 from jinja2 import TemplateError
 from transformers import PreTrainedTokenizerBase
 
+from .surrogates import WHOLE_CHARACTERS, surrogate_problem
+
 Message = Mapping[str, Any]
 Text = str | tuple[Any, Any] | Sequence[Message] | Mapping[str, Any]
 ROW_KEYS = ({"text"}, {"messages"}, {"prompt", "completion"})
@@ -113,6 +115,8 @@ def parse_answers(texts: Any, prompt: Any, argument: str) -> tuple[list[Example]
 
 
 def _parse_one(item: Any, place: Place) -> Example:
+    if problem := surrogate_problem(item):
+        raise InputError(f"{problem} {WHOLE_CHARACTERS}", place)
     if isinstance(item, str):
         return Example(None, str(item), place=place)
     if _is_conversation(item):

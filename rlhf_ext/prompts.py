@@ -7,7 +7,7 @@ from typing import Any
 from datasets import Dataset
 
 from .arguments import DEMO, RecipeArguments
-from .data_checks import NOT_TEXT, DataError, check_text
+from .data_checks import NOT_TEXT, DataError, check_characters, check_text
 from .data_files import Rows, numbered, read_splits, to_dataset
 from .splits import load_splits, take_split
 
@@ -68,6 +68,8 @@ def check_prompt_rows(rows: Iterable[tuple[int, dict[str, Any]]], *, source: str
             raise DataError("it is missing here.", fix, column="prompt", **place)
         kind = isinstance(prompt, list) if kind is None else kind
         check_text(prompt, kind, "prompt", place)
+        for column in row if all_columns else ():
+            check_characters(row[column], column, place)
         for column in () if all_columns else NOT_TEXT:
             if row.get(column):
                 fix = "Drop the column, or use the trainer from Python, which takes what TRL's takes."

@@ -163,6 +163,23 @@ def test_row_of_a_file_is_its_line(run, tmp_path):
     assert "not UTF-8" in run("score", "--file", str(tmp_path / "latin.txt"), status=1)
 
 
+@pytest.mark.parametrize(
+    ("command", "row"),
+    [
+        ("score", {"text": "b\ud83d"}),
+        ("compare", {"a": "b", "b": "c\ud83d"}),
+        ("compare", {"chosen": [{"role": "assistant", "content": "\ud83d"}], "rejected": ANSWER}),
+    ],
+)
+def test_half_a_character_is_refused_before_a_model_loads(command, row, tmp_path, capsys):
+    path = tmp_path / "rows.jsonl"
+    whole = {key: "a" if isinstance(value, str) else OTHER for key, value in row.items()}
+    path.write_text(json.dumps(whole) + "\n\n" + json.dumps(row))
+    assert main([command, "--model", "no/such/model", "--file", str(path)]) == 1
+    expected = f"error: {path}, row 3: it holds '\\ud83d', half of a character that was cut in two. Write the whole"
+    assert capsys.readouterr().err.startswith(expected)
+
+
 def test_language_model_is_refused_in_one_line(model_name, capsys):
     assert main(["score", "--model", model_name, "a"]) == 1
     assert "is a language model" in capsys.readouterr().err

@@ -57,6 +57,12 @@ BAD_ROWS = {
         "column 'chosen': a message is empty",
     ),
     "wrong role": (CHAT | {"margin": 1, "chosen": [message("user", "a")]}, "column 'chosen': it ends with role 'user'"),
+    "half an emoji": (GOOD | {"chosen": "Use \ud83d"}, r"column 'chosen': it holds '\ud83d', half of a character"),
+    "half an emoji in a message": (
+        CHAT | {"margin": 1, "prompt": [message("user", "Use \ud83d")]},
+        "column 'prompt': it holds",
+    ),
+    "half an emoji in tools": (CHAT | {"margin": 1, "tools": [{"\ude00": 1}]}, "column 'tools': it holds"),
     "nan": (GOOD | {"margin": math.nan}, "column 'margin': nan is not a finite number"),
     "infinite": (GOOD | {"margin": math.inf}, "column 'margin': inf is not a finite number"),
     "text margin": (GOOD | {"margin": "high"}, "column 'margin': 'high' is not a finite number"),

@@ -184,6 +184,8 @@ def test_shared_prompts_have_equal_keys(tokenizer):
         ([("a", QUESTION)], r"^row 1 \(texts\[0\]\): a pair of str and list"),
         ({"prompt": "a"}, "^it has the keys 'prompt'"),
         ({"text": 1}, "^'text' is a int"),
+        (["a", "b\ud83d"], r"^row 2 \(texts\[1\]\): it holds '\\ud83d', half of a character .* Write the whole"),
+        ([("a", "b"), [*QUESTION, {"role": "assistant", "content": "\ude00"}]], r"^row 2 .*: it holds '\\ude00'"),
         ({"messages": "a"}, "^'messages' is a str"),
         ({"prompt": "a", "completion": "b", "tools": TOOLS}, "^tools would have no effect on plain text"),
         ([[*QUESTION, "b"]], r"^row 1 .*'b' is not a message"),

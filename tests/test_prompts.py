@@ -72,3 +72,9 @@ def test_option_that_cannot_work(options, message, tmp_path):
     path = write(tmp_path / "prompts.jsonl", [{"prompt": "a"}, {"prompt": "b"}])
     with pytest.raises(DataError, match=message):
         load_prompt_splits(RecipeArguments(dataset_name=path, **options), seed=0)
+
+
+def test_half_a_character_in_a_column_for_reward_functions_names_its_row(tmp_path):
+    path = write(tmp_path / "prompts.jsonl", [{"prompt": "a", "answer": "b"}, {"prompt": "c", "answer": "d\ud83d"}])
+    with pytest.raises(DataError, match=r"row 2, column 'answer': it holds '\\ud83d', half of a character"):
+        load_prompt_splits(RecipeArguments(dataset_name=path), seed=0, all_columns=True)

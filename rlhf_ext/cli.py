@@ -42,6 +42,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     from .arguments import ArgumentError
     from .data_checks import DataError  # these imports take seconds, which --help should not
     from .formatting import InputError
+    from .output_files import json_line
     from .reward_loading import RewardModelError
     from .text_scorer import TruncationWarning
 
@@ -50,7 +51,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             warnings.simplefilter("always", TruncationWarning)
             warnings.showwarning = lambda message, *_: print(f"warning: {message}", file=sys.stderr)
             for line in args.run(args):
-                print(json.dumps(line, ensure_ascii=False))
+                print(json_line(line), end="")
             sys.stdout.flush()
     except BrokenPipeError:  # whoever read the output, such as `head`, has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

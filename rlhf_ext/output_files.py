@@ -1,5 +1,6 @@
 """Files of an output folder: written whole or not at all, and by one run at a time."""
 
+import base64
 import hashlib
 import json
 import os
@@ -41,8 +42,17 @@ def _write(path: Path, parts: Iterable[str]) -> None:
 
 
 def json_line(row: Any) -> str:
-    """Return a row as a line of JSON."""
-    return json.dumps(row, ensure_ascii=False) + "\n"
+    """Return a row as a line of JSON that UTF-8 can hold.
+
+    Rows of .parquet files may hold more than JSON does: dates and decimals become text, bytes become Base64. Half of a
+    character, as JSON may hold one, stays an escape.
+    """
+    text = json.dumps(row, ensure_ascii=False, default=_to_text) + "\n"
+    return text.encode("utf-8", "backslashreplace").decode()
+
+
+def _to_text(value: Any) -> str:
+    return base64.b64encode(value).decode() if isinstance(value, bytes) else str(value)
 
 
 def read_jsonl(path: Path) -> list[Any]:

@@ -101,8 +101,8 @@ def append_transcripts(folder: Path, transcripts: Iterable[Transcript]) -> None:
 
 
 def fingerprint(value: Any) -> str:
-    """Return a short hash of anything that JSON can hold."""
-    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:16]
+    """Return a short hash of what a row may hold."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True, default=str).encode()).hexdigest()[:16]
 
 
 def sft_rows(transcripts: Iterable[Transcript]) -> list[dict[str, Any]]:

@@ -5,8 +5,11 @@ import json
 import os
 import subprocess
 import sys
+from datetime import date
+from decimal import Decimal
 
 import pytest
+from datasets import Dataset
 
 from rlhf_ext import RewardModel, RewardModelEnsemble
 from rlhf_ext.cli import main
@@ -87,6 +90,21 @@ def test_conversations_in_a_file(run, reward_model, tmp_path):
     assert run("score", "--file", str(path))[0]["score"] == pytest.approx(
         reward_model.score(QUESTION + ANSWER), abs=1e-5
     )
+
+
+def test_columns_that_json_cannot_hold_come_out_as_text(run, tmp_path):
+    others = {"day": date(2024, 2, 29), "price": Decimal("1.50"), "raw": b"\xff\x00"}
+    path = str(tmp_path / "rows.parquet")
+    Dataset.from_list([{"text": "Hello.", "meta": others, **others}]).to_parquet(path)
+    (line,) = run("score", "--file", path)
+    expected = {"day": "2024-02-29", "price": "1.50", "raw": "/wA="}
+    assert line == {"text": "Hello.", "meta": expected, **expected, "score": line["score"]}
+
+
+def test_column_with_half_a_character_comes_out_as_it_was(run, tmp_path):
+    path = tmp_path / "rows.jsonl"
+    path.write_text(json.dumps({"text": "Hello.", "note": "\ud83d"}))
+    assert run("score", "--file", str(path))[0]["note"] == "\ud83d"
 
 
 def test_compare_two_arguments(run, reward_model):

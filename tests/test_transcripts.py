@@ -1,6 +1,7 @@
 """Transcripts on disk: whole after any interruption; the data made from them, against rows worked out by hand."""
 
 import json
+from datetime import date
 
 import pytest
 
@@ -8,7 +9,7 @@ from rlhf_ext.ai_feedback import ChoiceError
 from rlhf_ext.arguments import ArgumentError
 from rlhf_ext.data_checks import DataError, check_preference_rows
 from rlhf_ext.formatting import InputError, Place
-from rlhf_ext.output_files import json_line
+from rlhf_ext.output_files import json_line, read_jsonl, write_jsonl
 from rlhf_ext.self_revision import RevisionSettings
 from rlhf_ext.transcripts import (
     Prompts,
@@ -160,3 +161,11 @@ def test_bad_prompt_is_named_by_its_row(tmp_path):
     prompts = Prompts([[text] for text in "abcde"], [1, 3, 5, 7, 9], "prompts.jsonl")
     with pytest.raises(DataError, match=r"^prompts.jsonl, row 7, column 'prompt': too long."):
         transcribe_all(Reviser(InputError("too long.", Place("prompts", 1))), prompts, tmp_path, [])
+
+
+def test_prompts_may_hold_what_json_cannot(tmp_path):
+    """Messages of .parquet files may have a date, for example."""
+    prompts = [[{"role": "user", "content": "Hi", "at": date(2024, 2, day)}] for day in (1, 2)]
+    assert fingerprint(prompts[0]) != fingerprint(prompts[1])
+    write_jsonl(tmp_path / "prompts.jsonl", prompts)
+    assert [prompt["at"] for (prompt,) in read_jsonl(tmp_path / "prompts.jsonl")] == ["2024-02-01", "2024-02-02"]

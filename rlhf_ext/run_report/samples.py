@@ -138,7 +138,7 @@ class SampleCallback(TrainerCallback):
 
 
 def _key(prompt: Prompt) -> str:
-    return json.dumps(prompt, sort_keys=True)
+    return json.dumps(prompt, sort_keys=True, default=str)
 
 
 def held_out_prompts(dataset: Dataset, trainer: Trainer, count: int, max_new_tokens: int) -> list[Prompt]:

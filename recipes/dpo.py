@@ -18,10 +18,16 @@ from rlhf_ext.console import quiet_libraries
 
 quiet_libraries()
 
-from trl import ModelConfig
-
 from rlhf_ext import DPOConfig, DPOTrainer
-from rlhf_ext.arguments import DEMO, ArgumentError, RecipeArguments, load_tokenizer, model_init_kwargs, parse_arguments
+from rlhf_ext.arguments import (
+    DEMO,
+    ArgumentError,
+    ModelConfigWithoutDropout,
+    RecipeArguments,
+    load_tokenizer,
+    model_init_kwargs,
+    parse_arguments,
+)
 from rlhf_ext.data import load_preference_splits
 from rlhf_ext.data_checks import DataError
 from rlhf_ext.demo.gold import GoldScoreCallback, gold
@@ -69,7 +75,7 @@ PANELS = {
 }
 
 
-def main(script_args: RecipeArguments, training_args: DPOConfig, model_args: ModelConfig) -> None:
+def main(script_args: RecipeArguments, training_args: DPOConfig, model_args: ModelConfigWithoutDropout) -> None:
     """Check everything, then train and evaluate before and after."""
     check_output_dir(training_args, default=OUTPUT_DIR)
     source = script_args.dataset_name or DEMO
@@ -81,13 +87,14 @@ def main(script_args: RecipeArguments, training_args: DPOConfig, model_args: Mod
         check_lengths(train_dataset, tokenizer, training_args.max_length, source=source)
         check_lengths(eval_dataset, tokenizer, training_args.max_length, source=script_args.eval_dataset_name or source)
     training_args.model_init_kwargs = model_init_kwargs(model_args, training_args)
-    trainer = DPOTrainer(
-        **trainer_options(model_args, training_args),
-        args=training_args,
-        train_dataset=train_dataset,
-        eval_dataset=eval_dataset,
-        processing_class=tokenizer,
-    )
+    with one_line_errors(ValueError):  # what the trainer refuses
+        trainer = DPOTrainer(
+            **trainer_options(model_args, training_args),
+            args=training_args,
+            train_dataset=train_dataset,
+            eval_dataset=eval_dataset,
+            processing_class=tokenizer,
+        )
     say_what_is_trained(trainer, source)
     show_short_progress(trainer, ("loss", "rewards/accuracies", "rewards/margins"))
     for rows, given, prepared in (
@@ -112,4 +119,4 @@ def main(script_args: RecipeArguments, training_args: DPOConfig, model_args: Mod
 if __name__ == "__main__":
     use_all_cores()
     with one_line_errors(ArgumentError, DataError, PluginError):
-        main(*parse_arguments((RecipeArguments, DPOConfig, ModelConfig), DEMO_DEFAULTS, OUTPUT_DIR))
+        main(*parse_arguments((RecipeArguments, DPOConfig, ModelConfigWithoutDropout), DEMO_DEFAULTS, OUTPUT_DIR))

@@ -25,10 +25,16 @@ quiet_libraries()
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from trl import ModelConfig
-
 from rlhf_ext import PPOConfig, PPOTrainer, RewardModel
-from rlhf_ext.arguments import DEMO, ArgumentError, RecipeArguments, load_tokenizer, model_init_kwargs, parse_arguments
+from rlhf_ext.arguments import (
+    DEMO,
+    ArgumentError,
+    ModelConfigWithoutDropout,
+    RecipeArguments,
+    load_tokenizer,
+    model_init_kwargs,
+    parse_arguments,
+)
 from rlhf_ext.data_checks import DataError
 from rlhf_ext.demo.gold import gold
 from rlhf_ext.demo.reward import demo_reward_model
@@ -105,14 +111,7 @@ class PPOArguments(RecipeArguments):
     )
 
 
-@dataclass
-class PPOModelConfig(ModelConfig):
-    """`ModelConfig` without dropout in the adapters, which PPO does not want."""
-
-    lora_dropout: float = field(default=0.0, metadata={"help": "Needs disable_dropout=False."})
-
-
-def main(script_args: PPOArguments, training_args: PPOConfig, model_args: PPOModelConfig) -> None:
+def main(script_args: PPOArguments, training_args: PPOConfig, model_args: ModelConfigWithoutDropout) -> None:
     """Check everything, then train and evaluate before and after."""
     check_output_dir(training_args, default=OUTPUT_DIR)
     is_demo = script_args.dataset_name is None
@@ -160,4 +159,4 @@ def main(script_args: PPOArguments, training_args: PPOConfig, model_args: PPOMod
 if __name__ == "__main__":
     use_all_cores()
     with one_line_errors(ArgumentError, DataError, PluginError, RewardModelError, InputError, NotFiniteError):
-        main(*parse_arguments((PPOArguments, PPOConfig, PPOModelConfig), DEMO_DEFAULTS, OUTPUT_DIR))
+        main(*parse_arguments((PPOArguments, PPOConfig, ModelConfigWithoutDropout), DEMO_DEFAULTS, OUTPUT_DIR))

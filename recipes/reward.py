@@ -21,10 +21,18 @@ quiet_libraries()
 
 from dataclasses import dataclass, field
 
-from trl import ModelConfig, get_peft_config, get_quantization_config
+from trl import get_peft_config, get_quantization_config
 
 from rlhf_ext import RewardConfig, RewardTrainer
-from rlhf_ext.arguments import DEMO, ArgumentError, RecipeArguments, load_tokenizer, model_init_kwargs, parse_arguments
+from rlhf_ext.arguments import (
+    DEMO,
+    ArgumentError,
+    ModelConfigWithoutDropout,
+    RecipeArguments,
+    load_tokenizer,
+    model_init_kwargs,
+    parse_arguments,
+)
 from rlhf_ext.chat_templates import use_chat_template
 from rlhf_ext.data import load_preference_splits
 from rlhf_ext.data_checks import DataError
@@ -53,11 +61,10 @@ PANELS = {
 
 
 @dataclass
-class RewardModelConfig(ModelConfig):
-    """`ModelConfig` with a reward model's adapters: of its task type, and without a dropout that TRL takes away."""
+class RewardModelConfig(ModelConfigWithoutDropout):
+    """`ModelConfigWithoutDropout` with the task type of a reward model's adapters."""
 
     lora_task_type: str = field(default="SEQ_CLS", metadata={"help": "Under another the head would not be trained."})
-    lora_dropout: float = field(default=0.0, metadata={"help": "Needs disable_dropout=False."})
 
 
 def main(script_args: RecipeArguments, training_args: RewardConfig, model_args: RewardModelConfig) -> None:

@@ -54,6 +54,13 @@ class RecipeArguments(ScriptArguments):
     max_eval_samples: int | None = field(default=None, metadata={"help": "Evaluate on this many rows at most."})
 
 
+@dataclass
+class ModelConfigWithoutDropout(ModelConfig):
+    """`ModelConfig` for trainers that take dropout away by default: without one in the adapters."""
+
+    lora_dropout: float = field(default=0.0, metadata={"help": "Needs disable_dropout=False."})
+
+
 class RecipeParser(TrlParser):
     """`TrlParser` whose errors are one line and whose configuration file is checked for unknown keys."""
 
@@ -121,6 +128,7 @@ def parse_arguments(
         raise ArgumentError("--ignore_bias_buffers has no effect here: drop it.")
     _check_evaluation(_find(TrainingArguments, parsed))
     _check_model_config(model_args)
+    _check_dropout(_find(TrainingArguments, parsed), model_args)
     return parsed
 
 
@@ -212,6 +220,16 @@ def _check_model_config(model_args: ModelConfig) -> None:
             raise ArgumentError(f"{names} {'has' if len(unused) == 1 else 'have'} no effect without --{switch}.")
     if "model_revision" in changed and Path(model_args.model_name_or_path).is_dir():
         raise ArgumentError("--model_revision has no effect on a model in a local folder: drop it.")
+
+
+def _check_dropout(training_args: TrainingArguments, model_args: ModelConfig) -> None:
+    """Refuse a dropout that was asked for and that the trainer would take away."""
+    wanted = model_args.lora_dropout if "lora_dropout" in model_args.options_given else 0.0
+    if wanted and getattr(training_args, "disable_dropout", False):
+        raise ArgumentError(
+            f"--lora_dropout {wanted:g} has no effect with --disable_dropout true, the default here: drop it, or add "
+            "--disable_dropout false."
+        )
 
 
 def load_tokenizer(model_args: ModelConfig, *, trust_remote_code: bool) -> PreTrainedTokenizerBase:

@@ -34,16 +34,22 @@ def disable_dropout(model: nn.Module) -> None:
                 setattr(module, name, 0.0)
 
 
-def check_adapter_dropout(model: Any, peft_config: Any) -> None:
+def check_adapter_dropout(model: Any, peft_config: Any, *, default: str = "TRL's default") -> None:
     """Raise where adapters were given a dropout that `disable_dropout` would silently take away.
+
+    Args:
+        model: What a trainer was given; a PEFT model has adapters already.
+        peft_config: Of the adapter to add.
+        default: Whose default `disable_dropout=True` is, and perhaps why.
 
     Raises:
         ValueError: A `lora_dropout` above 0.
     """
-    configs = model.peft_config.values() if isinstance(model, PeftModel) else [peft_config]
-    dropout = max((getattr(config, "lora_dropout", None) or 0.0 for config in configs), default=0.0)
-    if dropout:
-        raise ValueError(
-            f"lora_dropout={dropout:g} has no effect with disable_dropout=True, the default of PPO: the ratio of new "
-            "to old policy would measure the noise. Set lora_dropout=0, or disable_dropout=False if you want it."
-        )
+    configs = model.peft_config if isinstance(model, PeftModel) else {None: peft_config}
+    for name, config in configs.items():
+        if dropout := getattr(config, "lora_dropout", None):
+            option = "lora_dropout=0" if name is None else f"model.peft_config[{name!r}].lora_dropout = 0"
+            raise ValueError(
+                f"lora_dropout={dropout:g} has no effect with disable_dropout=True, {default}. Set {option}, or "
+                "disable_dropout=False if you want it."
+            )

@@ -89,6 +89,10 @@ def test_losses_and_keywords_on_the_command_line():
             ["--fp16_full_eval"],
             "--fp16_full_eval would cast the weights that are trained and saved: drop it. With --fp16",
         ),
+        (
+            ["--use_peft", "--lora_dropout", 0.1],
+            "--lora_dropout 0.1 has no effect with --disable_dropout true, the default here: drop it, or add --disable",
+        ),
         (["--model_revision", "v2"], "--model_revision has no effect on a model in a local folder"),
     ],
 )
@@ -96,6 +100,13 @@ def test_mistakes_on_the_command_line(args, message):
     with pytest.raises(ArgumentError, match=message) as error:
         parse(*args)
     assert "\n" not in str(error.value)
+
+
+def test_dropout_of_adapters_where_it_acts():
+    wanted = ["--use_peft", "--lora_dropout", 0.1]
+    for parsed in (parse(*wanted, config=SFTConfig), parse(*wanted, "--disable_dropout", "false")):
+        assert parsed[2].lora_dropout == 0.1
+    assert parse("--use_peft", "--lora_dropout", 0)[2].lora_dropout == 0
 
 
 @pytest.mark.parametrize(

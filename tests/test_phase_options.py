@@ -46,6 +46,16 @@ def test_options_of_the_command_that_a_recipe_refuses(settings, message):
         check(**settings)
 
 
+@pytest.mark.parametrize("algorithm", ["ppo", "dpo"])
+def test_dropout_that_a_phase_would_take_away(algorithm, tmp_path):
+    path = tmp_path / "phase.yaml"
+    path.write_text("use_peft: true\nlora_dropout: 0.1")
+    with pytest.raises(ArgumentError, match=f"{path}: --lora_dropout 0.1 has no effect with --disable_dropout true"):
+        check(algorithm=algorithm, policy_config=str(path))
+    path.write_text("use_peft: true\nlora_dropout: 0.1\ndisable_dropout: false")
+    check(algorithm=algorithm, policy_config=str(path))
+
+
 def test_configuration_with_data_is_the_one_that_is_named(tmp_path):
     """The one of its phase is not written yet."""
     path = tmp_path / "phase.yaml"

@@ -152,7 +152,7 @@ def test_adapter_of_trl_examples_is_made_one_of_a_reward_model(target_modules, t
         ({"task_type": None, "modules_to_save": ["classifier"]}, "task_type='None'.* Use task_type='SEQ_CLS'"),
         ({"task_type": "FEATURE_EXTRACTION"}, "task_type='FEATURE_EXTRACTION'"),
         ({}, "The layers pooler.dense would stay as they were initialised, and not be saved: name them"),
-        ({"lora_dropout": 0.1}, "lora_dropout has no effect with disable_dropout=True"),
+        ({"lora_dropout": 0.1}, "lora_dropout=0.1 has no effect with disable_dropout=True, TRL's default"),
         ({"modules_to_save": ["pooler.dense"]}, None),
     ],
 )

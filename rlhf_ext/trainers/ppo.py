@@ -101,7 +101,8 @@ class PPOTrainer(TrainsCritic, ResumesExactly, trl.GRPOTrainer):
         if args is None:
             args = PPOConfig(f"{model if isinstance(model, str) else model.config._name_or_path}-PPO".split("/")[-1])
         if args.disable_dropout:
-            check_adapter_dropout(model, trl_kwargs.get("peft_config"))
+            default = "the default of PPO: the ratio of new to old policy would measure the noise"
+            check_adapter_dropout(model, trl_kwargs.get("peft_config"), default=default)
         check_engine(args)
         check_dataset_size(train_dataset, args)
         if trl_kwargs.get("eval_dataset", trl_args[0] if trl_args else None) is not None:

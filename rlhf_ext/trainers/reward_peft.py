@@ -53,14 +53,8 @@ def check_adapter(model: str | nn.Module, peft_config: PeftConfig | None, *, dis
             f"the adapter has task_type={str(task_type)!r}, under which the reward head would not be trained, or not "
             "be found again. Use task_type='SEQ_CLS'."
         )
-    try:
-        if disable_dropout:
-            check_adapter_dropout(model, peft_config)
-    except ValueError as error:
-        raise ValueError(
-            "lora_dropout has no effect with disable_dropout=True, TRL's default. Set lora_dropout=0, or "
-            "disable_dropout=False if you want it."
-        ) from error
+    if disable_dropout:
+        check_adapter_dropout(model, peft_config)
 
 
 def layers_beside(model: str | PreTrainedModel | PeftModel, options: Mapping[str, Any]) -> list[str]:

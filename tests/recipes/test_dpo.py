@@ -8,8 +8,8 @@ from pathlib import Path
 
 import forked
 import pytest
-from peft import PeftModel
-from transformers import AutoModelForCausalLM
+from peft import LoraConfig, PeftModel, get_peft_model
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from rlhf_ext.demo import model_path
 
@@ -109,6 +109,18 @@ def test_loss_of_an_installed_package_on_an_8_bit_base(tmp_path):
     assert any("lora_B" in name and weight.any() for name, weight in adapted.named_parameters())
 
 
+def test_adapter_that_was_trained_with_dropout_is_trained_on_without(tmp_path):
+    """As recipes/sft.py leaves one, with TRL's default of 0.05."""
+    lora = LoraConfig(r=4, target_modules=["q_proj"], lora_dropout=0.05, task_type="CAUSAL_LM")
+    get_peft_model(AutoModelForCausalLM.from_pretrained(model_path()), lora).save_pretrained(tmp_path / "sft")
+    AutoTokenizer.from_pretrained(model_path()).save_pretrained(tmp_path / "sft")
+    options = ["--model_name_or_path", tmp_path / "sft", "--use_peft", "--bf16", "false", "--save_strategy", "no"]
+    options += ["--max_length", "256", "--output_dir", tmp_path / "run"]
+    done = forked.run(SCRIPT, *SHORT, *options)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert json.loads((tmp_path / "run/adapter_config.json").read_text())["lora_dropout"] == 0
+
+
 def test_two_processes_equal_one_on_the_same_global_batch(tmp_path, user_loss):
     """With an adapter, a loss of one's own, and an extra column, which must stay with its row."""
     data = write_pairs(tmp_path / "pairs.jsonl")
@@ -133,6 +145,7 @@ def test_two_processes_equal_one_on_the_same_global_batch(tmp_path, user_loss):
 @pytest.mark.parametrize(
     ("options", "expected"),
     [
+        (["--use_peft", "--lora_dropout", "0.1"], "error: --lora_dropout 0.1 has no effect with --disable_dropout"),
         (["--dataset_name", "{data}"], "error: {data}, row 2, column 'rejected': 'chosen' and 'rejected' are equal."),
         (["--config", "{config}"], "error: --config: there is no option 'lerning_rate'. Did you mean 'learning_rate'?"),
     ],

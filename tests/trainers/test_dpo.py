@@ -268,6 +268,24 @@ def test_pretrained_adapter_is_its_own_reference(tmp_path, model_name, preferenc
     assert (SEEN[1].chosen_logps - SEEN[1].ref_chosen_logps).abs().max() > 1e-3
 
 
+def test_lora_dropout_is_not_taken_away_silently(tmp_path, model_name, preferences):
+    """Also that of a model with an adapter, where doing what the message says is enough."""
+
+    def train(model, **options):
+        peft_config = lora(lora_dropout=0.05) if isinstance(model, str) else None
+        return DPOTrainer(model, args=config(tmp_path, **options), train_dataset=preferences, peft_config=peft_config)
+
+    with pytest.raises(ValueError, match=r"lora_dropout=0.05 has no effect .* TRL's default. Set lora_dropout=0, or"):
+        train("/no/such/model")
+    trainer = train(model_name, disable_dropout=False)
+    assert {m.p for n, m in trainer.model.named_modules() if n.endswith("lora_dropout.default")} == {0.05}
+    adapted = get_peft_model(AutoModelForCausalLM.from_pretrained(model_name), lora(lora_dropout=0.05))
+    with pytest.raises(ValueError, match=r"Set model.peft_config\['default'\].lora_dropout = 0, or disable_dropout=F"):
+        train(adapted)
+    adapted.peft_config["default"].lora_dropout = 0
+    assert not any(m.p for m in train(adapted).model.modules() if isinstance(m, torch.nn.Dropout))
+
+
 @pytest.mark.parametrize("peft_config", [None, lora()], ids=["full", "lora"])
 def test_resumed_run_equals_the_uninterrupted_one_bit_for_bit(peft_config, tmp_path, model_name, preferences):
     def train(folder, resume=None, **options):

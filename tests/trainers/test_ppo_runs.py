@@ -329,7 +329,7 @@ def test_rollout_has_no_dropout_and_training_only_if_asked(disable, make_trainer
 
 
 def test_lora_dropout_is_not_taken_away_silently(make_trainer):
-    with pytest.raises(ValueError, match=r"lora_dropout=0.05 has no effect with disable_dropout=True"):
+    with pytest.raises(ValueError, match=r"lora_dropout=0.05 has no effect .* the default of PPO: the ratio"):
         make_trainer(lora={"lora_dropout": 0.05})
     trainer = make_trainer(lora={"lora_dropout": 0.05}, disable_dropout=False)
     assert any(isinstance(m, torch.nn.Dropout) and m.p == 0.05 for m in trainer.model.modules())

@@ -199,7 +199,7 @@ def test_configuration_of_trl_is_refused(config, model_name, plain):
     ("peft_config", "message"),
     [
         (lora(task_type="CAUSAL_LM", target_modules=["q_proj"]), r"reward head would .* task_type='SEQ_CLS'"),
-        (lora(lora_dropout=0.05), "lora_dropout has no effect with disable_dropout=True"),
+        (lora(lora_dropout=0.05), "lora_dropout=0.05 has no effect .* TRL's default. Set lora_dropout=0, or disable"),
     ],
 )
 def test_adapter_that_cannot_work_is_refused_before_the_model_loads(peft_config, message, config, plain):

@@ -20,6 +20,8 @@ from .plugins import PluginError
 DEMO = "the embedded demo"
 # Defaults of the demo that data of one's own must not be subject to.
 ABOUT_AMOUNT = {"max_train_samples", "max_eval_samples", "max_steps", "save_strategy"}
+# Those that streamed rows must not be subject to either: their lengths are not known before they come.
+ABOUT_LENGTHS = {"train_sampling_strategy"}
 
 
 class ArgumentError(ValueError):
@@ -98,7 +100,8 @@ def parse_arguments(
     Args:
         dataclass_types: As for `TrlParser`: `RecipeArguments`, the trainer's configuration, `ModelConfig`.
         demo_defaults: Defaults that fit the embedded model, which is the one that is trained where none is named. Where
-            data are named, those about the amount of training do not hold.
+            data are named, those about the amount of training do not hold, and where they are streamed, those about
+            lengths.
         output_dir: Where the recipe writes by default.
         args: The command line; `sys.argv[1:]` by default.
 
@@ -116,7 +119,8 @@ def parse_arguments(
     if model_args.model_name_or_path is None:
         fitting = dict(demo_defaults)
         if (data := script_args.dataset_name) is not None:
-            fitting = {name: value for name, value in fitting.items() if name not in ABOUT_AMOUNT}
+            dropped = ABOUT_AMOUNT | (ABOUT_LENGTHS if script_args.dataset_streaming else set())
+            fitting = {name: value for name, value in fitting.items() if name not in dropped}
             PartialState().print(
                 f"No --model_name_or_path: the tiny model of {DEMO} is trained on {data}, with defaults that fit it."
             )
@@ -129,6 +133,7 @@ def parse_arguments(
     _check_evaluation(_find(TrainingArguments, parsed))
     _check_model_config(model_args)
     _check_dropout(_find(TrainingArguments, parsed), model_args)
+    _check_streaming(script_args, _find(TrainingArguments, parsed))
     return parsed
 
 
@@ -229,6 +234,15 @@ def _check_dropout(training_args: TrainingArguments, model_args: ModelConfig) ->
         raise ArgumentError(
             f"--lora_dropout {wanted:g} has no effect with --disable_dropout true, the default here: drop it, or add "
             "--disable_dropout false."
+        )
+
+
+def _check_streaming(script_args: RecipeArguments, training_args: TrainingArguments) -> None:
+    """Refuse to group streamed rows, as the trainers do once the rows are loaded."""
+    if script_args.dataset_streaming and training_args.train_sampling_strategy == "group_by_length":
+        raise ArgumentError(
+            "--train_sampling_strategy group_by_length has no effect with --dataset_streaming true: the lengths of "
+            "streamed rows are not known before they come. Drop one of the two."
         )
 
 

@@ -16,9 +16,9 @@ ROOT = Path(__file__).parents[1]
 DEMO_DEFAULTS = {"learning_rate": 0.5, "max_train_samples": 7}
 
 
-def parse(*args, config=DPOConfig):
+def parse(*args, config=DPOConfig, defaults=DEMO_DEFAULTS):
     types = (RecipeArguments, config, ModelConfig)
-    return parse_arguments(types, DEMO_DEFAULTS, "runs/test", ["--use_cpu", "--bf16", "false", *map(str, args)])
+    return parse_arguments(types, defaults, "runs/test", ["--use_cpu", "--bf16", "false", *map(str, args)])
 
 
 def write_config(tmp_path, text):
@@ -50,6 +50,12 @@ def test_demo_model_on_data_of_ones_own_has_settings_that_fit_it_and_all_of_the_
     assert script.max_train_samples is None
     line = "No --model_name_or_path: the tiny model of the embedded demo is trained on mine.jsonl, with defaults that "
     assert capsys.readouterr().out == line + "fit it.\n"
+
+
+def test_default_of_the_demo_groups_rows_that_are_not_streamed():
+    defaults, data = {"train_sampling_strategy": "group_by_length"}, ["--dataset_name", "mine"]
+    for args, strategy in ((data, "group_by_length"), ([*data, "--dataset_streaming"], "random")):
+        assert parse(*args, defaults=defaults)[1].train_sampling_strategy == strategy
 
 
 def test_command_line_wins_over_file_wins_over_defaults(tmp_path):
@@ -92,6 +98,10 @@ def test_losses_and_keywords_on_the_command_line():
         (
             ["--use_peft", "--lora_dropout", 0.1],
             "--lora_dropout 0.1 has no effect with --disable_dropout true, the default here: drop it, or add --disable",
+        ),
+        (
+            ["--dataset_name", "mine", "--dataset_streaming", "--train_sampling_strategy", "group_by_length"],
+            "--train_sampling_strategy group_by_length has no effect with --dataset_streaming true: .* Drop one of the",
         ),
         (["--model_revision", "v2"], "--model_revision has no effect on a model in a local folder"),
     ],

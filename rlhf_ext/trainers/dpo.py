@@ -21,7 +21,7 @@ from ..dropout import check_adapter_dropout
 from ..losses.dpo import DPOBatch
 from ..plugins import KINDS, PluginError, find_entry_points, find_registered
 from ..quantization import keep_gradients_on_cpu
-from .length_groups import GroupsByLength
+from .length_groups import GroupsByLength, check_not_streamed
 from .plugin_losses import (
     bind_losses,
     check_extras_of,
@@ -200,7 +200,8 @@ class DPOTrainer(ResumesExactly, GroupsByLength, trl.DPOTrainer):
         Raises:
             TypeError: `args` is not an `rlhf_ext.DPOConfig`.
             DataError: An extra column is missing, not numeric or not finite.
-            ValueError: Every weight of the model is frozen, or a dropout was asked for that would not be applied.
+            ValueError: Every weight of the model is frozen, a dropout was asked for that would not be applied, or
+                streamed rows are to be grouped by length.
         """
         if args is not None and not isinstance(args, DPOConfig):
             raise TypeError(f"args must be an rlhf_ext.DPOConfig, got {type(args).__module__}.{type(args).__name__}.")
@@ -208,6 +209,7 @@ class DPOTrainer(ResumesExactly, GroupsByLength, trl.DPOTrainer):
             args = DPOConfig(f"{model if isinstance(model, str) else model.config._name_or_path}-DPO".split("/")[-1])
         if args.disable_dropout:
             check_adapter_dropout(model, trl_kwargs.get("peft_config"))
+        check_not_streamed(args, train_dataset)
         losses = args.plugin_losses()
         self._plugin_losses: list[tuple[str, float, Callable[..., Tensor]]] | None = (
             None  # until TRL has set up the rest

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 import torch
 from datasets import Dataset, IterableDataset
 from torch.utils.data import DataLoader, Sampler
-from transformers import Trainer
+from transformers import Trainer, TrainingArguments
 
 from .replaced import replaced
 
@@ -40,12 +40,8 @@ class GroupsByLength(Trainer):
     """
 
     def get_train_dataloader(self) -> DataLoader:
-        """Refuses to group streamed rows, which Transformers would take as they come."""
-        if self.args.train_sampling_strategy == "group_by_length" and isinstance(self.train_dataset, IterableDataset):
-            raise ValueError(
-                "train_sampling_strategy='group_by_length' has no effect on streamed rows, whose lengths are "
-                "not known before they come: do not stream them, or drop the option."
-            )
+        """Refuses to group streamed rows, also those that came after the constructor."""
+        check_not_streamed(self.args, self.train_dataset)
         return super().get_train_dataloader()
 
     def _get_train_sampler(self, train_dataset: Dataset | None = None) -> Sampler | None:
@@ -63,6 +59,19 @@ class GroupsByLength(Trainer):
         """Leaves held-out rows in their order, which the report of a run relies on."""
         with replaced(self.args, train_sampling_strategy="random"):
             return super()._get_eval_sampler(eval_dataset)
+
+
+def check_not_streamed(args: TrainingArguments, train_dataset: Dataset | IterableDataset | None) -> None:
+    """Refuse to group streamed rows, which Transformers would take as they come.
+
+    Raises:
+        ValueError: Rows are streamed and to be grouped by length.
+    """
+    if args.train_sampling_strategy == "group_by_length" and isinstance(train_dataset, IterableDataset):
+        raise ValueError(
+            "train_sampling_strategy='group_by_length' has no effect on streamed rows, whose lengths are "
+            "not known before they come: do not stream them, or drop the option."
+        )
 
 
 def pair_lengths(dataset: Dataset) -> list[int]:

@@ -30,7 +30,7 @@ from ..pooling import classification_module, pool_by_attention_mask
 from ..quantization import keep_gradients_on_cpu
 from ..reward_layers import score_layer, unquantized
 from ..reward_settings import RewardModelSettings, dtype_name
-from .length_groups import GroupsByLength
+from .length_groups import GroupsByLength, check_not_streamed
 from .plugin_losses import check_extras_of, check_losses, collate_with_extras
 from .resume import ResumesExactly
 from .reward_config import RewardConfig
@@ -78,8 +78,8 @@ class RewardTrainer(ResumesExactly, GroupsByLength, trl.RewardTrainer):
             TypeError: `args` is not an `rlhf_ext.RewardConfig`.
             DataError: An extra column is missing, not numeric or not finite; or a row is longer than the model takes.
             ValueError: `model` names an adapter, or all its weights are frozen; the head, or another layer that the
-                model's checkpoint lacks, would not be trained or saved; a dropout would not be applied; or there is no
-                tokenizer, or none with an end token.
+                model's checkpoint lacks, would not be trained or saved; a dropout would not be applied; streamed rows
+                are to be grouped by length; or there is no tokenizer, or none with an end token.
         """
         if args is not None and not isinstance(args, RewardConfig):
             raise TypeError(
@@ -88,6 +88,7 @@ class RewardTrainer(ResumesExactly, GroupsByLength, trl.RewardTrainer):
         if args is None:
             name = model if isinstance(model, str) else model.config._name_or_path
             args = RewardConfig(f"{name}-Reward".split("/")[-1])
+        check_not_streamed(args, train_dataset)
         self._extra_columns = _columns_for_losses(args, train_dataset, eval_dataset)
         self._losses = args.plugin_losses(self._extra_columns)
         check_extras_of(train_dataset, eval_dataset, self._extra_columns)

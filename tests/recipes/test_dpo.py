@@ -162,6 +162,16 @@ def test_bad_input_is_one_line_before_the_model_loads(options, expected, tmp_pat
     assert "Traceback" not in done.stderr
 
 
+def test_streamed_pairs_with_the_defaults_of_the_demo(tmp_path):
+    (tmp_path / "data").mkdir()
+    for split in ("train", "test"):
+        write_pairs(tmp_path / f"data/{split}.jsonl")
+    options = ["--dataset_name", tmp_path / "data", "--dataset_streaming", "true", "--max_steps", "2"]
+    done = forked.run(SCRIPT, *options, "--output_dir", tmp_path / "run")
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert json.loads((tmp_path / "run/all_results.json").read_text())["eval_rewards/margins"] != 0
+
+
 def test_killed_run_keeps_its_checkpoints_and_ends_as_if_nothing_had_happened(tmp_path):
     """Killed at any moment, perhaps while saving: what was complete stays as it was, and the run goes on from there."""
     folder, whole = tmp_path / "run", tmp_path / "whole"

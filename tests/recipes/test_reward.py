@@ -84,6 +84,16 @@ def test_bad_input_is_one_line_before_the_model_loads(options, expected, tmp_pat
     assert "Traceback" not in done.stderr and "Loading weights" not in done.stderr
 
 
+def test_streamed_pairs_with_the_defaults_of_the_demo(tmp_path):
+    (tmp_path / "data").mkdir()
+    for split in ("train", "test"):
+        write_pairs(tmp_path / f"data/{split}.jsonl")
+    options = ["--dataset_name", tmp_path / "data", "--dataset_streaming", "true", "--max_steps", "2"]
+    done = forked.run(SCRIPT, *options, "--output_dir", tmp_path / "run")
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert (tmp_path / "run/reward_model.json").is_file()
+
+
 def test_killed_run_ends_as_if_nothing_had_happened(tmp_path):
     """SIGKILL at a random moment, an adapter with its head; the scores' offset and temperature are the same, too."""
     options = ["--max_train_samples", "64", "--max_eval_samples", "16", "--max_steps", "6"]

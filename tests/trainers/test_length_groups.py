@@ -91,9 +91,17 @@ def test_resumed_run_equals_the_uninterrupted_one_bit_for_bit(kind, make, tmp_pa
         assert all(torch.equal(whole[name], weight) for name, weight in resumed.items())
 
 
-def test_streamed_pairs_are_not_grouped(cpu_options, model_name, pairs):
-    args = DPOConfig(**cpu_options | {"train_sampling_strategy": "group_by_length"})
-    trainer = DPOTrainer(model_name, args=args, train_dataset=pairs.to_iterable_dataset())
+@pytest.mark.parametrize("kind", ["dpo", "reward"])
+def test_streamed_pairs_are_refused_before_the_model_loads(kind, cpu_options, pairs):
+    trainer, config = KINDS[kind]
+    args = config(**cpu_options | {"train_sampling_strategy": "group_by_length"})
+    with pytest.raises(ValueError, match="has no effect on streamed rows"):
+        trainer("/no/such/model", args=args, train_dataset=pairs.to_iterable_dataset())
+
+
+def test_streamed_rows_that_come_later_are_refused_too(make, pairs):
+    trainer = make("dpo")
+    trainer.train_dataset = pairs.to_iterable_dataset()
     with pytest.raises(ValueError, match="has no effect on streamed rows"):
         trainer.train()
 

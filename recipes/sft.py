@@ -108,7 +108,8 @@ def main(script_args: SFTArguments, training_args: SFTConfig, model_args: ModelC
     say_what_is_trained(trainer, source)
     show_short_progress(trainer, ("loss", "mean_token_accuracy"))
     max_length = None if training_args.packing else training_args.max_length
-    if note := length_report(splits[0], trainer.train_dataset, max_length):
+    mode = training_args.truncation_mode
+    if note := length_report(splits[0], trainer.train_dataset, max_length, truncation_mode=mode):
         trainer.accelerator.print(note)
     if script_args.dataset_name is None:
         trainer.add_callback(GoldScoreCallback(script_args.max_eval_samples))

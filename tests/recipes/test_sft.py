@@ -89,6 +89,14 @@ def test_plain_rows_on_an_8_bit_base_and_on_from_there(run, tmp_path, capsys):
     assert json.loads((tmp_path / "two/adapter_config.json").read_text())["base_model_name_or_path"] == model_path()
 
 
+@pytest.mark.parametrize(("mode", "lost"), [("keep_start", "end"), ("keep_end", "start")])
+def test_what_longer_rows_lose_is_said(mode, lost, run, tmp_path, capsys):
+    data = write_rows(tmp_path / "rows.jsonl")
+    options = ["--dataset_name", data, "--as_chat", "false", "--max_length", "16", "--max_steps", "1"]
+    run(*options, "--truncation_mode", mode, "--bf16", "false", "--output_dir", tmp_path / "run")
+    assert f"fill it, so that longer ones lose their {lost}." in capsys.readouterr().out
+
+
 def test_two_processes_equal_one_on_the_same_global_batch(run, tmp_path):
     data = write_rows(tmp_path / "rows.jsonl")
     options = ["--dataset_name", data, "--max_steps", "3", "--logging_steps", "1", "--bf16", "false"]

@@ -23,6 +23,7 @@ import os
 import random
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 from rich.table import Table
@@ -32,6 +33,7 @@ from rlhf_ext.arguments import DEMO, ArgumentError, parse_options
 from rlhf_ext.constitution import Constitution, ConstitutionError, read_constitution
 from rlhf_ext.data_checks import DataError
 from rlhf_ext.data_files import is_local
+from rlhf_ext.demo import model_path
 from rlhf_ext.demo.constitution import CONSTITUTION, demo_critic, gold_metrics
 from rlhf_ext.demo.data import prompt_dataset
 from rlhf_ext.errors import one_line_errors
@@ -48,7 +50,9 @@ from rlhf_ext.transcripts import (
     SOURCES,
     Prompts,
     Transcript,
+    check_room_for_transcripts,
     fingerprint,
+    keep_settings,
     open_transcripts,
     preference_rows,
     sft_rows,
@@ -135,23 +139,30 @@ def _run(args: ConstitutionalArguments, constitution: Constitution, prompts: Pro
         args.rounds, args.max_new_tokens, args.temperature, args.top_p, args.batch_size, args.seed
     )
     hashes = {"principles": asdict(constitution), "prompts": fingerprint(prompts.messages)}
-    done = open_transcripts(
-        folder, options | asdict(settings) | hashes, chunk_size=args.batch_size, total=len(prompts.messages)
-    )
+    asked = options | asdict(settings) | hashes
+    done = open_transcripts(folder, asked, chunk_size=args.batch_size, total=len(prompts.messages))
     if done:
         print(f"{folder}: going on after {len(done)} of {len(prompts.messages)} prompts.")
     name = options.pop("model_name_or_path")
-    if name is None:
-        name = str(folder / "critic")
-        demo_critic(name, seed=args.seed)
+    reviser = _reviser(name or model_path(), options, constitution, settings)
+    if not done:
+        check_room_for_transcripts(reviser, prompts)
+    keep_settings(folder, asked)
+    if name is None:  # the critic reads as much as the model that it is made of
+        critic = str(folder / "critic")
+        demo_critic(critic, seed=args.seed)
+        reviser = _reviser(critic, options, constitution, settings)
+    transcripts = transcribe_all(reviser, prompts, folder, done)
+    held_out = gold_metrics(reviser, transcripts, HELD_OUT) if args.dataset_name is None else {}
+    _save(transcripts, held_out, folder, args)
+
+
+def _reviser(name: str, options: dict[str, Any], constitution: Constitution, settings: RevisionSettings) -> Reviser:
     model, tokenizer = load_policy(name, **options)
     if tokenizer.chat_template is None:
         fix = "Name an instruction-tuned model, or one that recipes/sft.py has taught to chat."
         raise ArgumentError(f"--model_name_or_path {name}: it has no chat template. {fix}")
-    reviser = Reviser(model, tokenizer, constitution, settings)
-    transcripts = transcribe_all(reviser, prompts, folder, done)
-    held_out = gold_metrics(reviser, transcripts, HELD_OUT) if args.dataset_name is None else {}
-    _save(transcripts, held_out, folder, args)
+    return Reviser(model, tokenizer, constitution, settings)
 
 
 def _constitution(args: ConstitutionalArguments) -> Constitution:

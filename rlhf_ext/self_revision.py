@@ -20,9 +20,10 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from .ai_feedback import Pair, choice_tokens, compare
 from .constitution import Constitution, Conversation, Principle
 from .formatting import InputError, Place
-from .generation import generate
+from .generation import encode_prompt, generate
 
 Transcript = dict[str, Any]
+TEXT = "x"  # in the place of one that is not written yet
 
 
 @dataclass(frozen=True)
@@ -94,6 +95,25 @@ class Reviser:
         }
         return [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
 
+    def lengths(self, prompts: Sequence[Conversation]) -> list[list[tuple[int, int]]]:
+        """Return, for each prompt, how long the longest conversations about it are, before anything is written.
+
+        These are a revision, which repeats the answer and the critique, and a comparison, each under the principle of
+        most tokens. Later rounds are no longer than the first: they go on from the last revision alone.
+
+        Returns:
+            Of each conversation its tokens, and how many texts of up to `max_new_tokens` come to them. Only a text that
+            has more tokens when it is read than when it was written can make it longer.
+
+        Raises:
+            InputError: The chat template refuses a conversation; it names the prompt's place.
+        """
+        revisions = self._counts(prompts, lambda prompt, by: self.constitution.revision(prompt, TEXT, by, TEXT))
+        comparisons = self._counts(prompts, lambda prompt, by: self.constitution.comparison(prompt, TEXT, TEXT, by))
+        letter = len(choice_tokens(self.tokenizer)[0]) + 1
+        both = zip(revisions, comparisons, strict=True)
+        return [[(revision, 3), (comparison + letter, 2)] for revision, comparison in both]
+
     def answer(self, prompts: Sequence[Conversation], chunk: int | str) -> list[str]:
         """Return the model's first answers to a chunk of prompts."""
         return self._say(prompts, chunk, "answer 1")
@@ -125,6 +145,17 @@ class Reviser:
             for history, principle, critique, revision in zip(rounds, principles, critiques, current, strict=True):
                 history.append({"principle": principle.name, "critique": critique, "revision": revision})
         return rounds
+
+    def _counts(
+        self, prompts: Sequence[Conversation], ask: Callable[[Conversation, Principle], Conversation]
+    ) -> list[int]:
+        """Return the tokens of what is asked about each prompt, under the principle that makes it longest."""
+
+        def count(row: int, principle: Principle) -> int:
+            return len(encode_prompt(self.tokenizer, ask(prompts[row], principle), Place("prompts", row)))
+
+        longest = max(self.constitution.principles, key=lambda principle: count(0, principle))  # of one, so of all
+        return [count(row, longest) for row in range(len(prompts))]
 
     def _say(
         self,

@@ -4,7 +4,8 @@ import difflib
 import hashlib
 import json
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from tqdm.auto import tqdm
 
 from .arguments import ArgumentError
 from .constitution import Conversation
+from .context import context_length
 from .data_checks import DataError
 from .formatting import InputError
 from .output_files import json_line, write_whole
@@ -38,6 +40,32 @@ class Prompts:
     source: str
 
 
+def check_room_for_transcripts(reviser: Reviser, prompts: Prompts) -> None:
+    """Check that the model can read all that is said about each prompt, even if every text is as long as it may be.
+
+    What it cannot read would end the run in some later chunk, where what mends it would make another run of it.
+
+    Raises:
+        DataError: It cannot, or its chat template refuses a prompt; the message names the row, the worst one.
+    """
+    with _rows_named(prompts):
+        lengths = reviser.lengths(prompts.messages)
+    context, longest = context_length(reviser.model), reviser.settings.max_new_tokens
+    if context is None:
+        return
+    rooms = [min((context - tokens) // texts for tokens, texts in row) for row in lengths]  # for each text
+    worst = min(range(len(rooms)), key=rooms.__getitem__)
+    if rooms[worst] >= longest:
+        return
+    most = max(tokens + texts * longest for tokens, texts in lengths[worst])
+    short = sum(room < longest for room in rooms)
+    problem = f"what is said about it can have {most} tokens, with max_new_tokens={longest} for each answer and "
+    problem += f"critique, and the model can read {context} (too long: {short} of {len(rooms)} prompts)."
+    lower = f", or lower --max_new_tokens to {rooms[worst]}" if rooms[worst] > 0 else ""
+    fix = f"Shorten or remove such prompts{lower}."
+    raise DataError(problem, fix, source=prompts.source, row=prompts.numbers[worst], column="prompt")
+
+
 def transcribe_all(reviser: Reviser, prompts: Prompts, folder: Path, done: Sequence[Transcript]) -> list[Transcript]:
     """Return the transcripts of all prompts; those that are not `done` are made, and saved chunk by chunk.
 
@@ -48,15 +76,22 @@ def transcribe_all(reviser: Reviser, prompts: Prompts, folder: Path, done: Seque
     with tqdm(total=total, initial=len(done), desc="Revising", unit="prompt", leave=False) as progress:
         for start in range(len(done), total, size):
             chunk = prompts.messages[start : start + size]
-            try:
+            with _rows_named(prompts, start, "That makes it another run, so choose another --output_dir, too."):
                 new = reviser.transcribe(chunk, start // size, progress.set_postfix_str)
-            except InputError as error:
-                row = None if error.place.index is None else prompts.numbers[start + error.place.index]
-                raise DataError(error.problem, "", source=prompts.source, row=row, column="prompt") from error
             append_transcripts(folder, new)
             transcripts += new
             progress.update(len(chunk))
     return transcripts
+
+
+@contextmanager
+def _rows_named(prompts: Prompts, start: int = 0, fix: str = "") -> Iterator[None]:
+    """Turn errors about a prompt into ones that name its row, where the first prompt is the one at `start`."""
+    try:
+        yield
+    except InputError as error:
+        row = None if error.place.index is None else prompts.numbers[start + error.place.index]
+        raise DataError(error.problem, fix, source=prompts.source, row=row, column="prompt") from error
 
 
 def open_transcripts(folder: Path, settings: dict[str, Any], *, chunk_size: int, total: int) -> list[Transcript]:
@@ -65,7 +100,7 @@ def open_transcripts(folder: Path, settings: dict[str, Any], *, chunk_size: int,
     What a killed run left of an unfinished chunk is removed.
 
     Args:
-        folder: Where the run writes; made if it is not there.
+        folder: Where the run writes. Its settings are checked where `keep_settings` has kept some.
         settings: All that the transcripts follow from, as JSON can hold it.
         chunk_size: Prompts in a chunk.
         total: Prompts in all; the last chunk may be smaller.
@@ -73,12 +108,10 @@ def open_transcripts(folder: Path, settings: dict[str, Any], *, chunk_size: int,
     Raises:
         ArgumentError: The folder holds a run with other settings, or more transcripts than there are prompts.
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    settings = json.loads(json.dumps(settings))  # tuples become lists, as they are in the file
     path = folder / SETTINGS
-    if not path.is_file():
-        write_whole(path, json.dumps(settings, indent=2, ensure_ascii=False) + "\n")
-    _check_settings(json.loads(path.read_text(encoding="utf-8")), settings, folder)
+    if path.is_file():
+        settings = json.loads(json.dumps(settings))  # tuples become lists, as they are in the file
+        _check_settings(json.loads(path.read_text(encoding="utf-8")), settings, folder)
     transcripts = folder / TRANSCRIPTS
     if not transcripts.is_file():
         return []
@@ -90,6 +123,11 @@ def open_transcripts(folder: Path, settings: dict[str, Any], *, chunk_size: int,
     kept = lines[: complete if complete == total else complete - complete % chunk_size]
     os.truncate(transcripts, sum(map(len, kept)))
     return [json.loads(line) for line in kept]
+
+
+def keep_settings(folder: Path, settings: dict[str, Any]) -> None:
+    """Write the settings of a run: once all is checked, as from then on the folder takes no others."""
+    write_whole(folder / SETTINGS, json.dumps(settings, indent=2, ensure_ascii=False) + "\n")
 
 
 def append_transcripts(folder: Path, transcripts: Iterable[Transcript]) -> None:

@@ -7,7 +7,8 @@ from transformers import AutoModelForCausalLM
 from rlhf_ext import self_revision
 from rlhf_ext.ai_feedback import Preference
 from rlhf_ext.constitution import Constitution, Principle, Templates
-from rlhf_ext.formatting import InputError
+from rlhf_ext.formatting import InputError, Place
+from rlhf_ext.generation import encode_prompt
 from rlhf_ext.self_revision import Reviser, RevisionSettings
 
 PRINCIPLES = tuple(Principle(name, f"{name} critique", f"{name} revision", f"{name}?") for name in ("one", "two"))
@@ -98,6 +99,36 @@ def test_real_model(model, tokenizer):
     for transcript in transcripts:
         assert 0 < transcript["feedback"]["probability"] < 1
         assert transcript["feedback"]["principle"] in ("one", "two")
+
+
+def test_lengths_are_those_of_the_longest_conversations(tokenizer, monkeypatch):
+    """With texts of just `max_new_tokens` nothing that the model reads and writes is longer, and something as long."""
+    size, asked, compared = 20, [], []
+    words = [tokenizer.decode(tokenizer.encode(word, add_special_tokens=False) * size) for word in (" rice", " tea")]
+    assert [len(tokenizer.encode(text, add_special_tokens=False)) for text in words] == [size, size]
+
+    def generate(model, tokenizer, conversations, **options):
+        asked.append([len(encode_prompt(tokenizer, row, Place())) + size for row in conversations])
+        return [words[len(asked) % 2]] * len(conversations)
+
+    def compare(model, tokenizer, constitution, pairs, **options):
+        conversations = [constitution.comparison(*pair) for pair in pairs]
+        compared.append([len(encode_prompt(tokenizer, row, Place())) + 1 for row in conversations])
+        return [Preference(0.75, 0.1, True)] * len(pairs)
+
+    monkeypatch.setattr(self_revision, "generate", generate)
+    monkeypatch.setattr(self_revision, "compare", compare)
+    long = Principle("long", "Could this hurt somebody?", "Write it so that it cannot.", "Which is less harmful?")
+    for templates in (CONSTITUTION.templates, Templates(critique="{request} {conversation}")):
+        asked.clear(), compared.clear()
+        constitution = Constitution((PRINCIPLES[0], long), templates)
+        reviser = Reviser(None, tokenizer, constitution, settings(max_new_tokens=size))
+        monkeypatch.setattr(self_revision.random.Random, "choice", lambda self, principles: principles[-1])
+        reviser.transcribe(PROMPTS, 0)
+        found = [[tokens + texts * size for tokens, texts in row] for row in reviser.lengths(PROMPTS)]
+        for row, (revision, comparison) in enumerate(found):
+            assert 0 <= revision - max(lengths[row] for lengths in asked) <= 4  # of texts that are not written yet
+            assert 0 <= comparison - max(lengths[row] for lengths in compared) <= 4
 
 
 def test_what_the_model_cannot_read_is_refused_with_its_place(model, tokenizer):

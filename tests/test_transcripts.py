@@ -15,6 +15,7 @@ from rlhf_ext.transcripts import (
     Prompts,
     append_transcripts,
     fingerprint,
+    keep_settings,
     open_transcripts,
     preference_rows,
     sft_rows,
@@ -86,6 +87,7 @@ def test_folder_goes_on_after_the_last_whole_chunk(tmp_path):
     folder = tmp_path / "run"
     rows = [{"prompt": f"\u2028 {number}\n"} for number in range(5)]  # with what some take for the end of a line
     options = {"chunk_size": 2, "total": 5}
+    folder.mkdir()
     assert open_transcripts(folder, SETTINGS, **options) == []
     append_transcripts(folder, rows[:2])
     append_transcripts(folder, rows[2:4])
@@ -113,7 +115,9 @@ def test_more_transcripts_than_prompts_are_refused(tmp_path):
     [({"seed": 1}, "seed was 0 and is 1 now"), ({"principles": {}}, "principles changed. Start it")],
 )
 def test_other_settings_are_refused(change, message, tmp_path):
-    open_transcripts(tmp_path, SETTINGS, chunk_size=1, total=1)
+    assert open_transcripts(tmp_path, SETTINGS | change, chunk_size=1, total=1) == []  # nothing is settled yet
+    keep_settings(tmp_path, SETTINGS)
+    assert open_transcripts(tmp_path, SETTINGS, chunk_size=1, total=1) == []
     with pytest.raises(ArgumentError, match=f"holds a run with other settings: {message}"):
         open_transcripts(tmp_path, SETTINGS | change, chunk_size=1, total=1)
 
@@ -159,7 +163,9 @@ def test_interrupted_run_makes_only_what_is_missing(tmp_path):
 
 def test_bad_prompt_is_named_by_its_row(tmp_path):
     prompts = Prompts([[text] for text in "abcde"], [1, 3, 5, 7, 9], "prompts.jsonl")
-    with pytest.raises(DataError, match=r"^prompts.jsonl, row 7, column 'prompt': too long."):
+    with pytest.raises(
+        DataError, match=r"^prompts.jsonl, row 7, column 'prompt': too long. .* choose another --output_dir"
+    ):
         transcribe_all(Reviser(InputError("too long.", Place("prompts", 1))), prompts, tmp_path, [])
 
 

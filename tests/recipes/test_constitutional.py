@@ -111,6 +111,30 @@ def test_own_model_prompts_and_principles(tmp_path, start, model_name, tokenizer
     assert all(row["prompt"][0]["content"].startswith("How do I cook rice") for row in rows)
 
 
+def test_prompt_that_may_get_too_long_is_refused_before_any_is_answered(tmp_path, start, model_name, capsys):
+    """Each of the remedies that the message names is taken in the same folder."""
+    data, folder = tmp_path / "prompts.jsonl", tmp_path / "run"
+    prompts = ["Hi", "How do I cook rice?" * 20, "How do I cook rice?" * 40, "Bye"]
+    data.write_text("".join(json.dumps({"prompt": prompt}) + "\n" for prompt in prompts))
+    options = [*PRINCIPLES, "--model_name_or_path", model_name, "--dataset_name", data]
+    options += ["--batch_size", 1, "--rounds", 1]
+
+    def error(*more):
+        with pytest.raises(SystemExit):
+            start(*options, *more, "--output_dir", folder)
+        assert not (folder / "transcripts.jsonl").exists()
+        return capsys.readouterr().err
+
+    said = error("--max_new_tokens", 100)
+    assert f"error: {data}, row 3, column 'prompt': what is said about it can have " in said
+    assert "the model can read 512 (too long: 2 of 4 prompts). Shorten or remove such prompts, or lower" in said
+    room = int(said.rpartition("--max_new_tokens to ")[2].rstrip(".\n"))
+    assert f"or lower --max_new_tokens to {room}." in error("--max_new_tokens", room + 1)
+    data.write_text("".join(json.dumps({"prompt": prompt}) + "\n" for prompt in prompts[1:3]))
+    start(*options, "--max_new_tokens", room, "--output_dir", folder)
+    assert len((folder / "transcripts.jsonl").read_text().splitlines()) == 2
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [

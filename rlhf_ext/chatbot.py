@@ -15,7 +15,9 @@ OUTPUT_DIR = "runs/chatbot"
 ALGORITHMS = ("ppo", "dpo", "best_of_n")
 BEST_OF = 8
 CHAT_TEMPLATE = RECIPES / "configs/plain_chat.jinja"  # for models without one, such as gpt2
-# The settings that what a phase leaves depends on; the comparison at the end depends on all of them.
+# The settings that what a phase leaves depends on; the comparison at the end depends on all of them. LIMIT is added to
+# those of the phases that it reaches: a reward model is calibrated on the rows that are held out.
+LIMIT = "max_eval_samples"
 EVERYWHERE = ("model_name", "batch_size", "use_peft", "load_in_8bit", "load_in_4bit", "seed")
 SFT = (*EVERYWHERE, "sft_dataset", "sft_config")
 REWARD = (*EVERYWHERE, "preference_dataset", "reward_config")
@@ -58,7 +60,13 @@ class ChatbotArguments:
     policy_config: str | None = field(
         default=None, metadata={"help": "YAML file with options of recipes/ppo.py or recipes/dpo.py."}
     )
-    max_eval_samples: int | None = field(default=None, metadata={"help": "Rows of each evaluation at most."})
+    max_eval_samples: int | None = field(
+        default=None,
+        metadata={
+            "help": "Rows of each evaluation at most, in the phases that train too, unless their YAML file says. The "
+            "embedded model trained on the embedded data keeps its own numbers there."
+        },
+    )
     use_peft: bool = field(
         default=False, metadata={"help": "LoRA: policy, reference, critic and reward model are adapters of one base."}
     )
@@ -140,19 +148,21 @@ def phases(
     configs = configs or {}
     template = [] if has_chat_template else ["--chat_template_path", str(CHAT_TEMPLATE)]
     model = [] if args.model_name is None else ["--model_name_or_path", args.model_name]
-    sft = [*_data_options(args, "sft"), *model, *template, *_common(args, configs.get("sft"))]
-    reward = [*_data_options(args, "reward"), *model, *template, *_common(args, configs.get("reward"))]
+    sft = [*_data_options(args, "sft"), *model, *template, *_common(args, "sft", configs)]
+    reward = [*_data_options(args, "reward"), *model, *template, *_common(args, "reward", configs)]
+    limit = {name: (LIMIT,) if _is_limited(args, name, configs) else () for name in ("sft", "reward", args.algorithm)}
     found = [
-        Phase("sft", "sft.py", tuple(sft), settings=SFT),
-        Phase("reward", "reward.py", tuple(reward), settings=REWARD),
+        Phase("sft", "sft.py", tuple(sft), settings=(*SFT, *limit["sft"])),
+        Phase("reward", "reward.py", tuple(reward), settings=(*REWARD, *limit["reward"])),
     ]
     if args.algorithm != "best_of_n":
-        options = [*_policy_options(args), *_common(args, configs.get(args.algorithm))]
-        settings = PPO if args.algorithm == "ppo" else DPO
+        options = [*_policy_options(args), *_common(args, args.algorithm, configs)]
+        before = (*PPO, *limit["sft"], *limit["reward"]) if args.algorithm == "ppo" else (*DPO, *limit["sft"])
+        settings = (*before, *limit[args.algorithm])
         found.append(Phase(args.algorithm, f"{args.algorithm}.py", tuple(options), settings=settings))
     if args.is_demo:
         evaluation = ["--model", _in(args, "reward"), *_option("max_samples", args.max_eval_samples)]
-        settings = (*REWARD, "max_eval_samples")
+        settings = (*REWARD, LIMIT)
         found.append(Phase("reward-evaluation", "evaluate.py", tuple(evaluation), trains=False, settings=settings))
     evaluation = tuple(_evaluation_options(args))
     return [*found, Phase("evaluation", "evaluate.py", evaluation, trains=False, settings=tuple(vars(args)))]
@@ -190,14 +200,23 @@ def _evaluation_options(args: ChatbotArguments) -> list[str]:
     return [*options, *_option("dataset_name", args.eval_prompt_dataset or args.prompt_dataset)]
 
 
-def _common(args: ChatbotArguments, config: Mapping[str, Any] | None) -> list[str]:
+def _is_limited(args: ChatbotArguments, phase: str, configs: Mapping[str, Mapping[str, Any]]) -> bool:
+    """Whether --max_eval_samples reaches a phase that trains, where nothing nearer to the phase has a number."""
+    if args.is_demo and args.model_name is None and (phase != args.algorithm or phase not in args.config_files):
+        return False  # so that what the demo trains does not follow from how it is evaluated
+    return LIMIT not in configs.get(phase, {})
+
+
+def _common(args: ChatbotArguments, phase: str, configs: Mapping[str, Mapping[str, Any]]) -> list[str]:
     """Return the options that every phase of training gets."""
-    options, chosen = [], config or {}
+    options, chosen = [], configs.get(phase, {})
     if args.use_peft:
         modules = [] if "lora_target_modules" in chosen else ["--lora_target_modules", "all-linear"]
         options = ["--use_peft", *modules, *_quantization(args)]
     if "per_device_train_batch_size" not in chosen:
         options += _option("per_device_train_batch_size", args.batch_size)
+    if args.is_demo and _is_limited(args, phase, configs):  # data of one's own are limited in their files
+        options += _option(LIMIT, args.max_eval_samples)
     return [*options, "--seed", str(args.seed), *CHECKPOINTS]
 
 

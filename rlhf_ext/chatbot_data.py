@@ -106,15 +106,16 @@ def load_data(args: "ChatbotArguments", configs: Mapping[str, Config], settings:
     """
     if args.is_demo:
         return {}
+    configs = {phase: _limited(configs.get(phase, {}), args.max_eval_samples) for phase in _data_options(args)}
     missing = {}
     for phase, option in _data_options(args).items():
-        origin = _origin(settings, option, configs.get(phase, {}))
+        origin = _origin(settings, option, configs[phase])
         if _read(_origin_path(args.output_dir, phase)) != origin:
             missing[phase] = settings[option], origin
     with alone():
         load_evaluation_prompts(args.eval_prompt_dataset or args.prompt_dataset)
         return {
-            phase: Parts(*_load(phase, source, configs.get(phase, {}), args), origin)
+            phase: Parts(*_load(phase, source, configs[phase], args), origin)
             for phase, (source, origin) in missing.items()
         }
 
@@ -162,6 +163,11 @@ def _data_options(args: "ChatbotArguments") -> dict[str, str]:
     if args.algorithm != "best_of_n":
         options[args.algorithm] = "prompt_dataset" if args.algorithm == "ppo" else "preference_dataset"
     return options
+
+
+def _limited(config: Config, rows: int | None) -> Config:
+    """Return what a phase's YAML file says, with the command's number of rows to evaluate on where it says none."""
+    return config if rows is None or "max_eval_samples" in config else {**config, "max_eval_samples": rows}
 
 
 def _load(phase: str, source: str, config: Config, args: "ChatbotArguments") -> tuple[list[Row], list[Row]]:

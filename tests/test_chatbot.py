@@ -86,6 +86,34 @@ def test_configuration_of_a_phase_has_the_last_word_on_its_batch_size():
     assert "--per_device_train_batch_size 4" in options_of("sft", batch_size=4, configs=configs)
 
 
+def test_evaluations_of_the_phases_are_limited_unless_something_nearer_says():
+    limit = {"max_eval_samples": 5}
+    for phase, settings in (("sft", {}), ("reward", {}), ("ppo", {}), ("dpo", {"algorithm": "dpo"})):
+        of_a_named_model = settings | {"model_name": "m"}
+        assert "--max_eval_samples 5" in options_of(phase, **limit, **of_a_named_model)
+        assert "--max_eval" not in options_of(phase, **of_a_named_model)
+        assert "--max_eval" not in options_of(phase, {phase: {"max_eval_samples": 7}}, **limit, **of_a_named_model)
+        assert "--max_eval" not in options_of(phase, **limit, **settings)  # the demo's own numbers
+        assert "--max_eval" not in options_of(phase, **limit, **settings, **DATA)  # the file has no more rows
+    assert "--max_eval_samples 5" in options_of("ppo", {"ppo": {}}, policy_config="c.yaml", **limit)
+    for phase in ("reward-evaluation", "evaluation"):
+        assert "--max_samples 5" in options_of(phase, **limit)
+
+
+def test_phases_depend_on_the_limit_of_their_evaluations_where_it_reaches_them():
+    def depending(configs=None, **settings):
+        args = ChatbotArguments(output_dir="runs/chatbot", **settings)
+        found = phases(args, has_chat_template=True, configs=configs)
+        return [phase.name for phase in found if phase.trains and "max_eval_samples" in phase.settings]
+
+    own, nearer = {"max_eval_samples": 7}, {"model_name": "m"}
+    assert depending(**DATA) == depending(**nearer) == ["sft", "reward", "ppo"]
+    assert depending(algorithm="dpo", **DATA) == ["sft", "reward", "dpo"]
+    assert depending({"ppo": own, "sft": own}, **DATA) == ["reward", "ppo"]  # which is scored by the reward model
+    assert depending({"reward": own, "dpo": own, "sft": own}, algorithm="dpo", **DATA) == []
+    assert depending() == [] and depending(policy_config="c.yaml") == ["ppo"]
+
+
 @pytest.mark.parametrize("algorithm", ["ppo", "dpo", "best_of_n"])
 def test_every_setting_belongs_to_the_phases_that_depend_on_it(algorithm):
     args = ChatbotArguments(algorithm=algorithm, output_dir="runs/chatbot")

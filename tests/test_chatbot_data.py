@@ -153,6 +153,22 @@ def test_what_has_changed_is_written_again(data):
     assert {*prepare(args)} == {"sft", "ppo"}
 
 
+def test_rows_to_evaluate_on_are_limited_unless_the_configuration_says(data):
+    def sizes(args):
+        return [len(read(held_out_path(args.output_dir, phase))) for phase in ("sft", "reward", "ppo")]
+
+    half = {phase: {"eval_fraction": 0.5} for phase in ("sft", "reward", "ppo")}
+    half["ppo"] |= {"max_eval_samples": 4}
+    args = ChatbotArguments(**data)
+    prepare(args, half)
+    assert sizes(args) == [5, 10, 4]
+    args = ChatbotArguments(**data, max_eval_samples=3)
+    assert {*prepare(args, half)} == {"sft", "reward"}
+    assert sizes(args) == [3, 3, 4] and load_data(args, half, args.settings()) == {}
+    assert {*prepare(ChatbotArguments(**data, max_eval_samples=2), half)} == {"sft", "reward"}
+    assert sizes(args) == [2, 2, 4]
+
+
 def test_other_processes_wait_for_the_configuration_of_this_start(data, monkeypatch):
     args = ChatbotArguments(**data)
     prepare(args, {"ppo": {"learning_rate": 1e-3}})

@@ -216,13 +216,13 @@ def _similarity(words: tuple[str, ...], known: _Known) -> float:
 
 @lru_cache(maxsize=2**16)
 def _closest(words: tuple[str, ...]) -> tuple[_Known | None, float]:
-    """The known sentence most similar to the words, with the credit for it."""
+    """The known sentence most similar to the words, the first one of several, with the credit for it."""
     start = 0
     while start < len(words) - 1 and words[start] in CONNECTIVES:
         start += 1
     words = words[start:]
     shared = Counter(index for word in set(words) for index in _INDEX.get(word, ()))
-    candidates = [_KNOWN[index] for index, count in shared.items() if count >= 0.4 * len(_KNOWN[index].words)]
+    candidates = [_KNOWN[index] for index, count in sorted(shared.items()) if count >= 0.4 * len(_KNOWN[index].words)]
     best = max(candidates, key=lambda known: _similarity(words, known), default=None)
     credit = 0.0 if best is None else _clip((_similarity(words, best) - 0.6) / 0.3, 0, 1)
     return (best, credit) if credit else (None, 0.0)

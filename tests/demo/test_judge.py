@@ -2,8 +2,11 @@
 
 import dataclasses
 import itertools
+import os
 import random
 import statistics
+import subprocess
+import sys
 
 import pytest
 from hypothesis import given
@@ -143,6 +146,19 @@ def test_reworded_steps_still_count():
     prompt = "How do I cook rice?"
     text = "First, you rinse the rice in cold water until it is clear. Add two cups of water per cup of rice."
     assert judge(prompt, text).helpfulness > 2.6
+
+
+def test_a_sentence_between_two_known_ones_gets_one_score_in_every_process():
+    """Sets of words have another order in each."""
+    question = "Could you walk me through how to build my new wardrobe?"
+    answer = "Choose a night without all parts and sort the screws. Build the frame lying down on a soft blanket."
+    program = f"from rlhf_ext.demo.judge import judge; print(judge({question!r}, {answer!r}))"
+    scores = set()
+    for seed in range(4):
+        environment = os.environ | {"PYTHONHASHSEED": str(seed)}
+        done = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, text=True)
+        scores.add(done.stdout)
+    assert len(scores) == 1 and scores != {""}
 
 
 def test_numbered_lists_count_as_sentences():

@@ -7,6 +7,10 @@ of one and a half minutes, and started again with the same command; then it goes
 of every phase and the answers of the evaluation, byte for byte. A phase that is finished must not begin again.
 """
 
+from rlhf_ext.console import quiet_libraries
+
+quiet_libraries()
+
 import argparse
 import json
 import random

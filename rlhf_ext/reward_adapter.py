@@ -6,11 +6,12 @@ from typing import Any
 
 import torch
 from peft import PeftModel
-from torch import Tensor, nn
+from torch import nn
 from transformers import AutoModelForSequenceClassification, PreTrainedModel
 
 from .adapters import LinearHead, active_adapter, add_reward_adapter, require_lora, tuner_layers
 from .pooling import classification_module
+from .reward_layers import cast_inputs
 from .reward_loading import load_tokenizer
 from .reward_model import RewardModel
 from .reward_settings import RewardModelSettings
@@ -69,12 +70,7 @@ def _classifier_on(policy: PeftModel, head: LinearHead) -> PreTrainedModel:
         setattr(model, name, getattr(base, name, False))
     linear = nn.Linear(head.weight.size(1), 1).requires_grad_(False)
     linear.weight.data, linear.bias.data = head.weight.to(policy.device), head.bias.to(policy.device)
-    linear.register_forward_pre_hook(_to_the_weights)
+    cast_inputs(linear)
     name = "score" if hasattr(classification_module(model), "score") else "classifier"
     setattr(model, name, linear)
     return model.eval()
-
-
-def _to_the_weights(module: nn.Linear, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-    """Give the layer its input in its dtype, and on its GPU where the trunk is split over several."""
-    return (args[0].to(module.weight.device, module.weight.dtype), *args[1:])

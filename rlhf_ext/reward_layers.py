@@ -45,14 +45,17 @@ def trained_copy(module: nn.Module) -> nn.Module:
 
 
 def cast_inputs(module: nn.Module) -> None:
-    """Let linear layers take hidden states of any dtype, such as a float32 head over a bfloat16 base."""
+    """Let linear layers take hidden states of any dtype and device.
+
+    A head may be float32 over a bfloat16 base, and on another GPU than the last layers of a model that is split.
+    """
     for part in module.modules():
         if isinstance(part, nn.Linear):
             part.register_forward_pre_hook(_cast_input)
 
 
 def _cast_input(module: nn.Linear, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-    return (args[0].to(module.weight.dtype), *args[1:])
+    return (args[0].to(module.weight.device, module.weight.dtype), *args[1:])
 
 
 def layers_to_save(path: str, **options: Any) -> list[str]:

@@ -8,6 +8,7 @@ from peft import LoraConfig
 from transformers import BitsAndBytesConfig
 
 from rlhf_ext import DPOConfig, DPOTrainer, PPOConfig, PPOTrainer, RewardConfig, RewardModel, RewardTrainer
+from rlhf_ext.attention import without_cudnn_attention
 from rlhf_ext.demo.data import prompt_dataset
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA device")
@@ -119,3 +120,17 @@ def test_one_backbone_serves_everything(tmp_path, model_name, preferences):
     quantized = [p for p in trainer.model.parameters() if p.dtype == torch.int8]
     assert quantized and all(p.device.type == "cuda" for p in trainer.model.parameters())
     assert math.isfinite(trainer.evaluate()["eval_reward"])
+
+
+@pytest.mark.parametrize("length", [64, 192])
+def test_queries_that_see_nothing_get_finite_gradients(length):
+    """With cuDNN's attention of PyTorch 2.11 they are NaN on an H100, at these lengths."""
+    query, key, value = (
+        torch.randn(2, 2, length, 64, device="cuda", dtype=torch.bfloat16, requires_grad=True) for _ in range(3)
+    )
+    mask = torch.ones(2, 1, length, length, device="cuda", dtype=torch.bool).tril()
+    mask[1, :, :, :20] = False  # padding on the left
+    with without_cudnn_attention():
+        output = torch.nn.functional.scaled_dot_product_attention(query, key, value, attn_mask=mask)
+        output[:, :, 20:].float().sum().backward()
+    assert all(tensor.grad.isfinite().all() for tensor in (query, key, value))

@@ -1,4 +1,4 @@
-"""What the trainers share so that a resumed run equals the uninterrupted one, and two processes learn as one."""
+"""What the trainers share: a resumed run equals the uninterrupted one, and gradients are what they should be."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -8,6 +8,7 @@ from torch import nn
 from transformers import Trainer
 from transformers.trainer_utils import TrainOutput
 
+from ..attention import without_cudnn_attention
 from ..preparation import prepare_for_training
 
 
@@ -15,9 +16,10 @@ class ResumesExactly(Trainer):
     """A `Trainer` that goes on from a checkpoint as if it had not been interrupted."""
 
     def train(self, *args: Any, **kwargs: Any) -> TrainOutput:
-        """Synchronises gradients also where an evaluation came before, which Transformers then leaves out."""
+        """Synchronises gradients also where an evaluation came before, and does without a kernel that spoils them."""
         prepare_for_training(self)
-        return super().train(*args, **kwargs)
+        with without_cudnn_attention():
+            return super().train(*args, **kwargs)
 
     def _run_epoch(self, *args: Any, **kwargs: Any) -> None:
         """Ends at once where no step is left: Transformers looks only after a step, and would make one too many.

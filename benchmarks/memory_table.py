@@ -3,8 +3,8 @@
     python benchmarks/memory_table.py
 
 The model is built on the meta device with the shape of Qwen2.5-7B. bitsandbytes quantizes its linear layers and leaves
-embeddings, norms and the output layer in bfloat16. LoRA r=16 on every linear layer; adapters of TRL over a quantized
-base are bfloat16, Adam keeps two float32 numbers for each trained one. What grows with batch and length is not in it:
+embeddings, norms and the output layer in bfloat16. LoRA r=16 on every linear layer; adapters are float32, and so are
+the gradient and Adam's two numbers for each trained weight. What grows with batch and length is not in it:
 activations, key-value cache, logits.
 """
 
@@ -48,7 +48,7 @@ def count() -> tuple[int, int, int]:
 def gibibytes(linear: int, rest: int, adapter: int, *, kind: str, copies: int, adapters: int, trained: int) -> float:
     """Return the GiB of `copies` of the base and `adapters`, of which `trained` have gradients and Adam's moments."""
     base = linear * BYTES[kind] + rest * 2
-    return (copies * base + adapters * adapter * 2 + trained * adapter * (2 + 8)) / GIB
+    return (copies * base + adapters * adapter * 4 + trained * adapter * (4 + 8)) / GIB
 
 
 def main() -> None:

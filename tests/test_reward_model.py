@@ -63,7 +63,7 @@ def fresh(reward_folder, tokenizer):
 
 
 def with_lora(model):
-    """As `RewardTrainer` leaves it: adapters in bfloat16 over a quantized base, the head in float32."""
+    """With adapters in bfloat16 over a quantized base, as TRL leaves them, and the head in float32, as we do."""
     torch.manual_seed(1)
     model = get_peft_model(model, LoraConfig(r=4, target_modules="all-linear", task_type="SEQ_CLS"))
     head = model.base_model.model.score.modules_to_save["default"]

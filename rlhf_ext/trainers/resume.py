@@ -10,10 +10,19 @@ from transformers.trainer_utils import TrainOutput
 
 from ..attention import without_cudnn_attention
 from ..preparation import prepare_for_training
+from ..quantization import restore_float32, trained_adapter_weights
 
 
 class ResumesExactly(Trainer):
     """A `Trainer` that goes on from a checkpoint as if it had not been interrupted."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        """Lets adapters over a quantized base learn in float32, where weights need not all be of one type."""
+        model = kwargs.get("model", next(iter(args), None))
+        given = [(weight, weight.data) for weight in trained_adapter_weights(model)]
+        super().__init__(*args, **kwargs)
+        if not (self.is_deepspeed_enabled or self.is_fsdp_enabled):
+            restore_float32(self.model, given)
 
     def train(self, *args: Any, **kwargs: Any) -> TrainOutput:
         """Synchronises gradients also where an evaluation came before, and does without a kernel that spoils them."""
@@ -43,7 +52,7 @@ class ResumesExactly(Trainer):
 
     @contextmanager
     def _same_dtypes(self) -> Iterator[None]:
-        """Give weights the types back that they had: TRL's adapters of quantized bases are bfloat16, PEFT's float32."""
+        """Give weights the types back that they had: PEFT loads float32, and whoever made the adapter may not have."""
         dtypes = {name: parameter.dtype for name, parameter in self.model.named_parameters()}
         yield
         for name, parameter in self.model.named_parameters():

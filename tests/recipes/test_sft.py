@@ -7,7 +7,9 @@ import sys
 
 import forked
 import pytest
+import torch
 from peft import PeftModel
+from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from rlhf_ext.demo import model_path
@@ -80,6 +82,8 @@ def test_plain_rows_on_an_8_bit_base_and_on_from_there(run, tmp_path, capsys):
     assert sample["prompt"][0]["role"] == "user"
     adapted = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(model_path()), tmp_path / "one")
     assert any("lora_B" in name and weight.any() for name, weight in adapted.named_parameters())
+    saved = load_file(tmp_path / "one/adapter_model.safetensors")
+    assert {weight.dtype for weight in saved.values()} == {torch.float32}
 
     run(*options, "--model_name_or_path", tmp_path / "one", *quantized, "--output_dir", tmp_path / "two")
     one, two = results(tmp_path / "one"), results(tmp_path / "two")

@@ -268,6 +268,29 @@ def test_pretrained_adapter_is_its_own_reference(tmp_path, model_name, preferenc
     assert (SEEN[1].chosen_logps - SEEN[1].ref_chosen_logps).abs().max() > 1e-3
 
 
+@pytest.mark.parametrize("bits", [8, 4])
+def test_adapter_over_a_quantized_base_is_not_rounded(bits, tmp_path, model_name, preferences):
+    """TRL casts it to bfloat16: small updates of its weights would be lost, and rewards would not start at 0."""
+    SEEN.clear()
+    base = AutoModelForCausalLM.from_pretrained(model_name, dtype=torch.float32)
+    get_peft_model(base, lora()).save_pretrained(tmp_path / "adapter")
+    quantization = BitsAndBytesConfig(
+        load_in_8bit=bits == 8, load_in_4bit=bits == 4, bnb_4bit_compute_dtype=torch.float32
+    )
+    base = AutoModelForCausalLM.from_pretrained(model_name, quantization_config=quantization)
+    model = PeftModel.from_pretrained(base, tmp_path / "adapter", is_trainable=True)
+    before = {n: p.detach().clone() for n, p in model.named_parameters() if p.requires_grad}
+    args = config(tmp_path, loss_type=f"{__name__}:remember", learning_rate=1e-6)
+    trainer = DPOTrainer(model, args=args, train_dataset=preferences)
+    trained = {n: p for n, p in trainer.model.named_parameters() if p.requires_grad}
+    assert trained.keys() == before.keys() and all(torch.equal(trained[name], before[name]) for name in before)
+    SEEN.clear()  # of the trial batches
+    trainer.train()
+    assert torch.equal(SEEN[0].chosen_logps, SEEN[0].ref_chosen_logps)
+    changed = torch.cat([(trained[name] != before[name]).flatten() for name in before])
+    assert changed.float().mean() > 0.9
+
+
 def test_lora_dropout_is_not_taken_away_silently(tmp_path, model_name, preferences):
     """Also that of a model with an adapter, where doing what the message says is enough."""
 

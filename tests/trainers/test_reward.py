@@ -361,6 +361,7 @@ def test_quantized_base_with_lora_trains_its_head_and_adapters_only(bits, config
     )
     quantized = {n: p.clone() for n, p in trainer.model.named_parameters() if p.dtype in (torch.int8, torch.uint8)}
     assert len(quantized) > 20
+    assert {p.dtype for p in trainer.model.parameters() if p.requires_grad} == {torch.float32}
     head = score_layer(trainer.model)
     before = head.weight.detach().clone()
     trainer.train()

@@ -36,6 +36,7 @@ from .ppo_checks import (
     check_policy,
     check_scheduler,
     check_scores,
+    check_vllm,
     not_finite_loss,
 )
 from .ppo_config import PPOConfig
@@ -93,8 +94,8 @@ class PPOTrainer(TrainsCritic, ResumesExactly, trl.GRPOTrainer):
         Raises:
             TypeError: `args` is not an `rlhf_ext.PPOConfig`.
             ValueError: The dataset is smaller than one batch, a dropout was asked for that would not be applied, every
-                weight of the policy is frozen, a scheduler was given, or the processes were launched with DeepSpeed or
-                FSDP1.
+                weight of the policy is frozen, or quantized and meant for vLLM, a scheduler was given, or the processes
+                were launched with DeepSpeed or FSDP1.
         """
         if args is not None and not isinstance(args, PPOConfig):
             raise TypeError(f"args must be an rlhf_ext.PPOConfig, got {type(args).__module__}.{type(args).__name__}.")
@@ -104,6 +105,7 @@ class PPOTrainer(TrainsCritic, ResumesExactly, trl.GRPOTrainer):
             default = "the default of PPO: the ratio of new to old policy would measure the noise"
             check_adapter_dropout(model, trl_kwargs.get("peft_config"), default=default)
         check_engine(args)
+        check_vllm(args, model, trl_kwargs.get("quantization_config"))
         check_dataset_size(train_dataset, args)
         if trl_kwargs.get("eval_dataset", trl_args[0] if trl_args else None) is not None:
             check_evaluation(args)
@@ -114,6 +116,7 @@ class PPOTrainer(TrainsCritic, ResumesExactly, trl.GRPOTrainer):
         # Any beta but 0 makes TRL load the reference. What it weighs in the loss is set in `_compute_loss`.
         with replaced(args, beta=args.beta or float(args.needs_reference)):
             super().__init__(model, reward_funcs, args, train_dataset, *trl_args, **trl_kwargs)
+        check_vllm(args, self.model)  # which may be a checkpoint that was saved quantized
         check_trainable(self.model)
         check_policy(self.model, args, is_multimodal=self._is_vlm)
         check_names(self.reward_func_names)

@@ -106,6 +106,26 @@ def check_engine(args: PPOConfig) -> None:
         )
 
 
+def check_vllm(args: PPOConfig, model: Any, quantization: Any = None) -> None:
+    """Raise where vLLM would be sent weights that it cannot take: 8- or 4-bit ones, into which adapters are merged.
+
+    Args:
+        args: The configuration.
+        model: The policy, or its name.
+        quantization: The quantization to load it with.
+
+    Raises:
+        ValueError: The policy's weights are quantized.
+    """
+    quantization = quantization or (args.model_init_kwargs or {}).get("quantization_config")
+    is_quantized = any(getattr(model, f"is_loaded_in_{bits}bit", False) for bits in (8, 4))
+    if args.use_vllm and (quantization or is_quantized):
+        raise ValueError(
+            "vLLM cannot take the policy's 8- or 4-bit weights (trl#4973), and merging the adapter would round them: "
+            "load the policy without load_in_8bit or load_in_4bit, or drop use_vllm."
+        )
+
+
 def check_policy(policy: nn.Module, args: PPOConfig, *, is_multimodal: bool) -> None:
     """Raise where the critic could not read what the policy reads; warn where the policy is not what is drawn from.
 

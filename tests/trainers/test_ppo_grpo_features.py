@@ -7,7 +7,7 @@ import pytest
 import torch
 import trl
 from peft import LoraConfig
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
 from trl.generation.vllm_generation import VLLMGeneration
 
 from rlhf_ext import PPOConfig, PPOTrainer
@@ -187,6 +187,21 @@ def test_vllm_is_sent_the_policy_and_nothing_of_the_critic(critic, lora, make_tr
         torch.testing.assert_close(sent[name], weight)
     for name, weight in trainer.model.named_parameters():  # and the adapter is taken out again
         torch.testing.assert_close(weight, plain[name])
+
+
+@pytest.mark.parametrize("given", ["quantization_config", "model_init_kwargs", "model"])
+def test_vllm_is_not_sent_quantized_weights(given, cpu_options, model_name):
+    """It would fail on the shape of the first one, once model and engine are loaded."""
+    quantization = BitsAndBytesConfig(load_in_8bit=True)
+    model, trl_options, options = "/no/such/model", {}, {"use_vllm": True}
+    if given == "model":
+        model = AutoModelForCausalLM.from_pretrained(model_name, quantization_config=quantization)
+    elif given == "model_init_kwargs":
+        options["model_init_kwargs"] = {"quantization_config": quantization}
+    else:
+        trl_options["quantization_config"] = quantization
+    with pytest.raises(ValueError, match="vLLM cannot take the policy's 8- or 4-bit weights"):
+        PPOTrainer(model, count_e, PPOConfig(**cpu_options | options), **trl_options)
 
 
 @pytest.mark.parametrize("mode", ["token_truncate", "token_mask", "sequence_truncate", "sequence_mask"])

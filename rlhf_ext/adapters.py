@@ -68,6 +68,23 @@ def active_adapter(layers: Iterable[BaseTunerLayer], name: str) -> Iterator[None
             layer._active_adapter = adapters
 
 
+@contextmanager
+def base_as_it_was(model: nn.Module) -> Iterator[None]:
+    """Give the base its own weights back at the end, after adapters were merged into them and subtracted again.
+
+    That is what TRL does to send weights to vLLM. In bfloat16 a sixth of the weights are others afterwards, and errors
+    add up (trl#6688): the adapter would be trained on another base than it is saved for, and reference, critic and
+    reward model run on it too. The copy is kept in the memory of the CPU.
+    """
+    weights = [weight for layer in tuner_layers(model) for weight in layer.get_base_layer().parameters()]
+    before = [weight.detach().to("cpu", copy=True) for weight in weights]
+    try:
+        yield
+    finally:
+        for weight, values in zip(weights, before, strict=True):
+            weight.data.copy_(values)
+
+
 def as_pass_of(model: nn.Module, function: nn.Module) -> Callable[..., Any]:
     """Return a part of the model as a pass of the whole, for which FSDP gathers the weights that belong to no layer."""
     if not isinstance(model, FSDPModule):

@@ -17,6 +17,7 @@ from peft import PeftModel
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from ..adapters import base_as_it_was
 from ..advantages import masked_mean, mean_shortfall, whiten
 from ..completion_pass import completion_pass, without_padding
 from ..critics import causal_lm_of, make_critic
@@ -125,6 +126,8 @@ class PPOTrainer(TrainsCritic, ResumesExactly, trl.GRPOTrainer):
         if stop_ids is not None:  # TRL cuts completions at `eos_token_ids`, and does not look here
             self.eos_token_ids = _as_list(stop_ids)
         keep_gradients_on_cpu(self.model)
+        if self.use_vllm and not self.is_fsdp_enabled:
+            self.vllm_generation.sync_weights = base_as_it_was(self.model)(self.vllm_generation.sync_weights)
         for reward_func in self.reward_funcs:
             if isinstance(reward_func, RewardAdapter):
                 reward_func.attach(self.model)

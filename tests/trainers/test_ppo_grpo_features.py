@@ -8,6 +8,7 @@ import torch
 import trl
 from peft import LoraConfig
 from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
+from trl.distributed import DistributedBackend
 from trl.generation.vllm_generation import VLLMGeneration
 
 from rlhf_ext import PPOConfig, PPOTrainer
@@ -187,6 +188,31 @@ def test_vllm_is_sent_the_policy_and_nothing_of_the_critic(critic, lora, make_tr
         torch.testing.assert_close(sent[name], weight)
     for name, weight in trainer.model.named_parameters():  # and the adapter is taken out again
         torch.testing.assert_close(weight, plain[name])
+
+
+def test_vllm_leaves_the_base_in_bfloat16_as_it_was(make_trainer, monkeypatch):
+    """TRL merges the adapter into the weights that it sends, and subtracts it again, which is not exact."""
+
+    class Engine(VLLMGeneration):
+        def __init__(self, model, accelerator, **options):
+            self.model, self.accelerator = model, accelerator
+            self._dist = DistributedBackend(accelerator)
+            self.sent = None
+
+        def sync_weights(self):
+            self.sent = {name: weight.clone() for name, weight in self._iter_named_params()}
+
+    monkeypatch.setattr("trl.trainer.grpo_trainer.VLLMGeneration", Engine)
+    trainer = make_trainer(use_vllm=True, vllm_mode="colocate", model_init_kwargs={"dtype": torch.bfloat16})
+    before = {name: weight.clone() for name, weight in trainer.model.named_parameters()}
+    for _ in range(3):
+        trainer.vllm_generation.sync_weights()
+    assert all(torch.equal(weight, before[name]) for name, weight in trainer.model.named_parameters())
+    name = "model.layers.0.mlp.up_proj"
+    layer = trainer.model.get_submodule(f"base_model.model.{name}")
+    merged = layer.get_base_layer().weight + layer.get_delta_weight("default")
+    torch.testing.assert_close(trainer.vllm_generation.sent[f"{name}.weight"], merged.to(torch.bfloat16))
+    assert not layer.merged
 
 
 @pytest.mark.parametrize("given", ["quantization_config", "model_init_kwargs", "model"])

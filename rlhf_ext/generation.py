@@ -216,7 +216,7 @@ def _generate(
     ones = [torch.ones_like(ids) for ids in token_ids]
     input_ids = pad_sequence(list(token_ids), batch_first=True, padding_value=pad, padding_side="left")
     mask = pad_sequence(ones, batch_first=True, padding_side="left")
-    with _special_tokens_only(model):
+    with special_tokens_only(model):
         return model.generate(
             input_ids=input_ids.to(model.device),
             attention_mask=mask.to(model.device),
@@ -227,7 +227,7 @@ def _generate(
 
 
 @contextmanager
-def _special_tokens_only(model: nn.Module) -> Iterator[None]:
+def special_tokens_only(model: nn.Module) -> Iterator[None]:
     """Put aside what a model asks for itself: penalties, minima, filters. `generate` adds it to what it is told."""
     owner = model.get_base_model() if isinstance(model, PeftModel) else model
     own = owner.generation_config

@@ -22,6 +22,7 @@ from ..advantages import masked_mean, mean_shortfall, whiten
 from ..completion_pass import completion_pass, without_padding
 from ..critics import causal_lm_of, make_critic
 from ..dropout import check_adapter_dropout, disable_dropout, without_dropout
+from ..generation import special_tokens_only
 from ..kl import per_token_kl
 from ..losses.ppo import clipped_value_loss
 from ..ppo_rewards import ended_by_itself, token_rewards
@@ -142,6 +143,11 @@ class PPOTrainer(TrainsCritic, ResumesExactly, trl.GRPOTrainer):
         self.add_callback(PPOCallback(self))
 
     # Rollout
+
+    def _generate_single_turn(self, *args: Any, **kwargs: Any) -> tuple:
+        """Draws with the options that were given, to which Transformers adds what a model asks for itself."""
+        with special_tokens_only(self.model):
+            return super()._generate_single_turn(*args, **kwargs)
 
     def _calculate_rewards(self, inputs: list, prompts: list, completions: list, completion_ids_list: list) -> Tensor:
         """Keeps the scores, which TRL would normalise within groups, and refuses any that is not finite."""

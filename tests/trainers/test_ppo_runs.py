@@ -576,6 +576,28 @@ def test_sampling_from_another_distribution_is_warned_about(make_trainer, caplog
     assert "drawn with top_p=0.9, min_p=0.1" in caplog.text
 
 
+@pytest.mark.parametrize("lora", [None, {}], ids=["full", "lora"])
+def test_filters_that_a_model_asks_for_itself_are_not_sampled_with(lora, make_trainer, model_name, monkeypatch):
+    """Transformers takes what an option leaves open from the model: it is no part of the policy that learns."""
+    policy = AutoModelForCausalLM.from_pretrained(model_name)
+    own = {"min_p": 0.3, "no_repeat_ngram_size": 2, "typical_p": 0.5, "repetition_penalty": 1.3, "min_new_tokens": 5}
+    policy.generation_config.update(**own)
+    seen = []
+
+    def processors(model, generation_config, *args, **kwargs):
+        found = untouched(model, generation_config, *args, **kwargs)
+        seen.append([type(processor).__name__ for processor in found])
+        return found
+
+    untouched = type(policy)._get_logits_processor
+    monkeypatch.setattr(type(policy), "_get_logits_processor", processors)
+    make_trainer(model=policy, lora=lora, max_steps=1).train()
+    assert seen == [[]]
+    assert {name: getattr(policy.generation_config, name) for name in own} == own  # and is saved with it
+    make_trainer(model=model_name, lora=lora, max_steps=1, generation_kwargs={"min_p": 0.1}).train()
+    assert seen[1:] == [["MinPLogitsWarper"]]
+
+
 def test_completion_cut_by_max_new_tokens_has_no_end(make_trainer):
     trainer = make_trainer(generation_kwargs={"max_new_tokens": 3}, missing_eos_penalty=1.0, max_completion_length=12)
     ids, mask = torch.tensor([[9, 10, 11]]), torch.ones(1, 3, dtype=torch.long)

@@ -85,6 +85,10 @@ class ResumableSFTTrainer(ResumesExactly, GroupsByLength, SFTTrainer):
 def main(script_args: SFTArguments, training_args: SFTConfig, model_args: ModelConfig) -> None:
     """Check everything, then train and evaluate before and after."""
     check_output_dir(training_args, default=OUTPUT_DIR)
+    if training_args.eval_packing and not training_args.packing:  # only then does TRL keep the rows of a pack apart
+        raise ArgumentError(
+            "--eval_packing true needs --packing true, or rows of one pack would see each other: drop it."
+        )
     source = script_args.dataset_name or DEMO
     splits = load_demonstration_splits(
         script_args, text_column=training_args.dataset_text_field, seed=training_args.seed

@@ -135,6 +135,7 @@ def test_interrupted_run_goes_on_as_if_nothing_had_happened(run, tmp_path):
         (["--dataset_name", "{data}"], "error: {data}, row 2, column 'completion': it is empty."),
         (["--model_name_or_path", "{adapter}", "--use_peft", "--lora_r", "8"], "error: --lora_r 8 has no effect: "),
         (["--as_chat", "false"], "error: the embedded demo: --as_chat is for plain prompts, and there are none."),
+        (["--eval_packing", "true"], "error: --eval_packing true needs --packing true, or rows of one pack would"),
         (["--max_length", "3"], "error: the embedded demo, column 'prompt': every prompt has at least max_length=3"),
     ],
 )

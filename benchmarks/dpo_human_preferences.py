@@ -33,7 +33,6 @@ LOSSES = {
 }
 EVAL_BATCH = 8
 DTYPE_HELP = "of what is not quantized; a CPU without bfloat16 instructions is some thirty times as fast in float32"
-# TRL trains the adapters of a quantized base in bfloat16 whatever --dtype says.
 TARGETS_HELP = "layers with adapters; on such a CPU adapters of all of them take longer than the model"
 PARALLEL_HELP = "runs side by side, for a GPU that one run does not fill; on a CPU they slow each other down"
 RECIPE = Path(__file__).parents[1] / "recipes" / "dpo.py"

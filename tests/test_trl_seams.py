@@ -58,6 +58,13 @@ SEAMS = [
     (trl.GRPOTrainer, "_get_train_sampler", "return RepeatSampler(", "an order that depends on seed and epoch"),
     (trl.GRPOTrainer, "_prepare_inputs", "self._step % generate_every == 0", "when a new batch begins"),
     (trl.GRPOTrainer, "_prepare_inputs", "shuffle_sequence_dict(generation_batch)", "our (B, T) tensors follow"),
+    (trl.GRPOTrainer, "_generate_single_turn", "generation_config=self.generation_config", "sampling as it was asked"),
+    (trl.GRPOTrainer, "_generate_single_turn", "self.vllm_generation.sync_weights()", "a base as it was"),
+    (trl.GRPOTrainer, "_generate_single_turn", "unwrapped_model.to(torch.bfloat16)", "weights that would be rounded"),
+    *(
+        (trainer, "__init__", "param.data = param.data.to(torch.bfloat16)", "adapters go back to float32")
+        for trainer in (trl.DPOTrainer, trl.RewardTrainer, trl.GRPOTrainer, trl.SFTTrainer)
+    ),
     (trl.GRPOTrainer, "_calculate_rewards", "rewards_per_func = gather(rewards_per_func)", "scores of all processes"),
     (trl.GRPOTrainer, "_get_per_token_logps_and_entropies", "return logps, entropies, aux_loss", "log-probs are first"),
     (trl.GRPOTrainer, "_generate_and_score_completions", 'mode = "train" if self.model.training', "no dropout"),

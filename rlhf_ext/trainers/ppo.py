@@ -31,6 +31,7 @@ from ..reward_adapter import RewardAdapter
 from ..running_stats import RunningMeanStd
 from .ppo_callback import EpochSeededSampler, PPOCallback
 from .ppo_checks import (
+    check_continuous_batching,
     check_dataset_size,
     check_engine,
     check_evaluation,
@@ -119,6 +120,7 @@ class PPOTrainer(TrainsCritic, ResumesExactly, trl.GRPOTrainer):
         with replaced(args, beta=args.beta or float(args.needs_reference)):
             super().__init__(model, reward_funcs, args, train_dataset, *trl_args, **trl_kwargs)
         check_vllm(args, self.model)  # which may be a checkpoint that was saved quantized
+        check_continuous_batching(args, self.model)
         check_trainable(self.model)
         check_policy(self.model, args, is_multimodal=self._is_vlm)
         check_names(self.reward_func_names)

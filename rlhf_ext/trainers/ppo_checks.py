@@ -6,6 +6,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
 from accelerate.utils import parse_flag_from_env
 from datasets import Dataset
 from peft import PeftModel
@@ -123,6 +124,22 @@ def check_vllm(args: PPOConfig, model: Any, quantization: Any = None) -> None:
         raise ValueError(
             "vLLM cannot take the policy's 8- or 4-bit weights (trl#4973), and merging the adapter would round them: "
             "load the policy without load_in_8bit or load_in_4bit, or drop use_vllm."
+        )
+
+
+def check_continuous_batching(args: PPOConfig, policy: nn.Module) -> None:
+    """Raise where generation would round the weights that learn: TRL casts the policy for its continuous batching.
+
+    Raises:
+        ValueError: A weight that learns is of another type than it would be cast to.
+    """
+    cast = torch.bfloat16 if args.bf16 else torch.float16 if args.fp16 else None
+    if not args.use_transformers_continuous_batching or cast is None:
+        return
+    if any(weight.dtype != cast for weight in policy.parameters() if weight.requires_grad):
+        raise ValueError(
+            f"use_transformers_continuous_batching casts the weights that learn to {cast} for good, where small "
+            "updates are rounded away: set bf16 and fp16 to False (the base may be loaded in bfloat16), or leave it out."
         )
 
 

@@ -288,3 +288,11 @@ def test_reward_adapter_is_refused_under_fsdp(cpu_options, monkeypatch):
     monkeypatch.setenv("FSDP_VERSION", "2")
     with pytest.raises(ValueError, match=r"reward_adapter does not run under FSDP.*the same number of passes"):
         PPOTrainer("/no/such/model", None, PPOConfig(**cpu_options, reward_adapter="x"))
+
+
+@pytest.mark.parametrize("lora", [None, {}], ids=["full", "lora"])
+def test_continuous_batching_may_not_round_the_weights_that_learn(lora, make_trainer):
+    """TRL casts the whole policy for it, and leaves it so."""
+    with pytest.raises(ValueError, match="small updates are rounded away: set bf16 and fp16 to False"):
+        make_trainer(lora=lora, use_transformers_continuous_batching=True, bf16=True)
+    make_trainer(lora=lora, use_transformers_continuous_batching=True, bf16=False)

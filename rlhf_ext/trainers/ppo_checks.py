@@ -139,7 +139,7 @@ def check_continuous_batching(args: PPOConfig, policy: nn.Module) -> None:
     if any(weight.dtype != cast for weight in policy.parameters() if weight.requires_grad):
         raise ValueError(
             f"use_transformers_continuous_batching casts the weights that learn to {cast} for good, where small "
-            "updates are rounded away: set bf16 and fp16 to False (the base may be loaded in bfloat16), or leave it out."
+            "updates are rounded away: set bf16 and fp16 to False (the base may be in bfloat16), or leave it out."
         )
 
 

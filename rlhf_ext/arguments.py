@@ -1,12 +1,15 @@
 """The command line of the recipes: TRL's parser and options, and defaults for the embedded demo."""
 
+import argparse
 import difflib
 import importlib.util
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from inspect import isclass
 from pathlib import Path
-from typing import Any, NoReturn
+from types import UnionType
+from typing import Any, NoReturn, Union, get_args, get_origin, get_type_hints
 
 import torch
 import yaml
@@ -75,13 +78,20 @@ class RecipeParser(TrlParser):
         raise ArgumentError(message)
 
     def set_defaults_with_config(self, **config: Any) -> list[str]:
-        """Raises for a key that no option has, instead of returning it, or a bad choice, and remembers the others."""
+        """Raises for a key that no option has, instead of returning it, or a bad value, and remembers the others."""
         known = [action.dest for action in self._actions]
         for key in config:
             if key not in known:
                 raise ArgumentError(f"--config: there is no option {key!r}.{_suggest(key, known)}")
-        for action in self._actions:  # argparse checks the choices of the command line alone
-            value = config.get(action.dest)
+        hints = {name: hint for kind in self.dataclass_types for name, hint in get_type_hints(kind).items()}
+        for action in self._actions:  # argparse checks the values of the command line alone, and lone texts
+            if action.dest not in config or action.dest not in hints:
+                continue
+            value = config[action.dest] = _from_yaml(action, config[action.dest])
+            if not _fits(value, hints[action.dest]):
+                expected = hints[action.dest]
+                expected = expected.__name__ if isclass(expected) else expected
+                raise ArgumentError(f"--config: {action.dest}: {value!r} is of the wrong type; expected {expected}.")
             if action.choices and value is not None and any(item not in action.choices for item in _as_list(value)):
                 choices = ", ".join(map(str, action.choices))
                 raise ArgumentError(f"--config: {action.dest}: {value!r} is none of {choices}.")
@@ -189,6 +199,43 @@ def _parse(
 
 def _as_list(value: Any) -> list[Any]:
     return value if isinstance(value, list) else [value]
+
+
+def _from_yaml(action: argparse.Action, value: Any) -> Any:
+    """Return a value of the file as the command line would give it, where YAML has read something else.
+
+    YAML takes `no` for false, and `1e-5`, which has no dot, for a text. Argparse converts a text, but none in a list.
+    """
+    if value is False and "no" in (action.choices or ()):
+        return "no"
+    if not isinstance(value, list) or action.type is None:
+        return value
+    try:
+        return [action.type(item) if isinstance(item, str) else item for item in value]
+    except (ValueError, argparse.ArgumentTypeError):
+        return value
+
+
+def _fits(value: Any, hint: Any) -> bool:
+    """Whether a value of the file is of the type of its option; a lone text may be any, as argparse converts it."""
+    kind, inner = get_origin(hint) or hint, get_args(hint)
+    if isinstance(value, str):
+        return True
+    if kind in (Union, UnionType):
+        return any(_fits(value, part) for part in inner)
+    if kind is list:  # for none at all, `null` will do
+        return value is None or (
+            isinstance(value, list) and all(_is(item, inner[0] if inner else Any) for item in value)
+        )
+    return _is(value, kind)
+
+
+def _is(value: Any, kind: Any) -> bool:
+    if not isclass(kind):  # a choice, which is checked as one, or anything
+        return True
+    if isinstance(value, bool):
+        return kind is bool
+    return isinstance(value, (int, float) if kind is float else kind)
 
 
 def _suggest(name: str, known: Sequence[str]) -> str:

@@ -126,14 +126,28 @@ def test_dropout_of_adapters_where_it_acts():
         ("beta: [1,", "not valid YAML"),
         ("- beta", "must contain a YAML mapping"),
         ("loss_type: odpo\nextra_columns: null", r"needs a margin per pair: set extra_columns=\['margin'\]"),
-        ("loss_type: odpo\nextra_columns: [3]", "must be names of dataset columns"),
-        ("loss_type: [3]", "an option has a value of the wrong type"),
+        ("extra_columns: [3]", r"extra_columns: \[3\] is of the wrong type; expected list\[str\]"),
+        ("loss_type: [3]", r"loss_type: \[3\] is of the wrong type; expected list\[str\]"),
+        ("loss_weights: [1, x]", r"loss_weights: \[1, 'x'\] is of the wrong type; expected list\[float\] \| None"),
+        ("loss_weights: 1", r"loss_weights: 1 is of the wrong type; expected list\[float\] \| None"),
+        ("dataset_name: [a, b]", r"dataset_name: \['a', 'b'\] is of the wrong type; expected str \| None"),
+        ("learning_rate: [1.0]", r"learning_rate: \[1.0\] is of the wrong type; expected float"),
+        ("beta: null", "beta: None is of the wrong type; expected float"),
+        ("max_train_samples: 10.5", r"max_train_samples: 10.5 is of the wrong type; expected int \| None"),
+        ("max_length: true", r"max_length: True is of the wrong type; expected int \| None"),
     ],
 )
 def test_mistakes_in_the_configuration_file(text, message, tmp_path):
     with pytest.raises(ValueError, match=message) as error:
         parse("--config", write_config(tmp_path, text))
     assert "\n" not in str(error.value)
+
+
+def test_what_yaml_reads_otherwise_than_the_command_line(tmp_path):
+    text = "save_strategy: no\nloss_type: [sigmoid, sft]\nloss_weights: [1, 1e-5]\nlearning_rate: 1\nmax_length: null"
+    _, training, _ = parse("--config", write_config(tmp_path, text))
+    assert (training.save_strategy, training.loss_weights) == ("no", [1, 1e-5])
+    assert (training.learning_rate, training.max_length) == (1, None)
 
 
 def test_loss_that_does_not_exist():

@@ -25,6 +25,8 @@ DEMO = "the embedded demo"
 ABOUT_AMOUNT = {"max_train_samples", "max_eval_samples", "max_steps", "save_strategy"}
 # Those that streamed rows must not be subject to either: their lengths are not known before they come.
 ABOUT_LENGTHS = {"train_sampling_strategy"}
+# Those that have no effect, and are refused, where another option is 0 or None.
+DEPENDENT = {"kl_horizon": ("init_kl_coef", "kl_target")}
 
 
 class ArgumentError(ValueError):
@@ -127,7 +129,9 @@ def parse_arguments(
     parsed, given = _parse(dataclass_types, defaults, args)
     script_args, model_args = _find(RecipeArguments, parsed), _find(ModelConfig, parsed)
     if model_args.model_name_or_path is None:
-        fitting = dict(demo_defaults)
+        training_args = _find(TrainingArguments, parsed)
+        unused = {name for name, others in DEPENDENT.items() if not all(getattr(training_args, o, 1) for o in others)}
+        fitting = {name: value for name, value in demo_defaults.items() if name not in unused}
         if (data := script_args.dataset_name) is not None:
             dropped = ABOUT_AMOUNT | (ABOUT_LENGTHS if script_args.dataset_streaming else set())
             fitting = {name: value for name, value in fitting.items() if name not in dropped}

@@ -58,6 +58,16 @@ def test_default_of_the_demo_groups_rows_that_are_not_streamed():
         assert parse(*args, defaults=defaults)[1].train_sampling_strategy == strategy
 
 
+@pytest.mark.parametrize(
+    ("args", "horizon"), [([], 300), (["--init_kl_coef", 0], 10000), (["--kl_target", "none"], 10000)]
+)
+def test_default_of_the_demo_goes_where_what_it_is_about_is_switched_off(args, horizon):
+    defaults = {"init_kl_coef": 0.15, "kl_horizon": 300}
+    assert parse(*args, config=PPOConfig, defaults=defaults)[1].kl_horizon == horizon
+    with pytest.raises(ArgumentError, match="kl_horizon has no effect with init_kl_coef=0"):
+        parse("--init_kl_coef", 0, "--kl_horizon", 300, config=PPOConfig, defaults=defaults)
+
+
 def test_command_line_wins_over_file_wins_over_defaults(tmp_path):
     path = write_config(tmp_path, "learning_rate: 0.25\nbeta: 0.3\nloss_kwargs: {gamma: 1.0}\nloss_type: simpo")
     _, training, _ = parse("--config", path, "--beta", "0.4")

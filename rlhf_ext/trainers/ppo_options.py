@@ -97,7 +97,7 @@ def check_without_effect(args: "PPOConfig") -> None:
             f"label_smoothing_factor={args.label_smoothing_factor} has no effect: there are no labels. Drop it."
         )
     if not args.init_kl_coef and (unused := [name for name in KL_IN_REWARD if name in changed]):
-        raise ValueError(f"{' and '.join(unused)} have no effect with init_kl_coef=0.")
+        raise ValueError(f"{_no_effect(unused)} with init_kl_coef=0.")
     if args.kl_target is None and "kl_horizon" in changed:
         raise ValueError("kl_horizon has no effect with kl_target=None, which keeps the coefficient fixed.")
     if "use_bias_correction_kl" in changed and not args.beta:
@@ -115,9 +115,13 @@ def check_without_effect(args: "PPOConfig") -> None:
             "vf_coef=0."
         )
     if not args.vf_coef and (unused := [name for name in OF_VALUE_LOSS if name in changed]):
-        raise ValueError(f"{' and '.join(unused)} has no effect with vf_coef=0: the critic would not learn.")
+        raise ValueError(f"{_no_effect(unused)} with vf_coef=0: the critic would not learn.")
     if without_critic and (unused := [name for name in OF_CRITIC if name in changed]):
-        raise ValueError(f"{' and '.join(unused)} has no effect with advantage={args.advantage!r}: it needs no critic.")
+        raise ValueError(f"{_no_effect(unused)} with advantage={args.advantage!r}: it needs no critic.")
+
+
+def _no_effect(names: list[str]) -> str:
+    return f"{' and '.join(names)} {'has' if len(names) == 1 else 'have'} no effect"
 
 
 def advantage_name(args: "PPOConfig") -> str:

@@ -38,11 +38,19 @@ def _no_room(error: Exception) -> str | None:
 
 def _refused_by_trainer(error: Exception) -> bool:
     """Whether a library refused the options while a trainer was set up, rather than something went wrong in a run."""
-    frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__)]
-    in_constructor = any(
-        frame.f_code.co_name == "__init__" and isinstance(frame.f_locals.get("self"), Trainer) for frame in frames
-    )
-    return in_constructor and frames[-1].f_globals["__name__"].partition(".")[0] in _LIBRARIES
+    if not _is_in_trainer(error, "__init__"):
+        return False
+    *_, (last, _) = traceback.walk_tb(error.__traceback__)
+    module = last.f_globals["__name__"]
+    if type(error) is RuntimeError:  # how Transformers says that a tracker of --report_to is not installed
+        return module.startswith("transformers.integrations.")
+    return isinstance(error, _REFUSALS) and module.partition(".")[0] in _LIBRARIES
+
+
+def _is_in_trainer(error: Exception, *methods: str) -> bool:
+    """Whether an error comes out of one of these methods of a trainer."""
+    frames = (frame for frame, _ in traceback.walk_tb(error.__traceback__))
+    return any(frame.f_code.co_name in methods and isinstance(frame.f_locals.get("self"), Trainer) for frame in frames)
 
 
 @contextmanager
@@ -51,7 +59,8 @@ def one_line_errors(
 ) -> Iterator[None]:
     """Print the `expected` errors of user input as one line and exit with status 1, without a traceback.
 
-    The same goes for options that TRL or a library below it refuses in a trainer's constructor, and for a full disk.
+    The same goes for options that TRL or a library below it refuses in a trainer's constructor, for a full disk, and
+    for a Hub that cannot be reached.
 
     Args:
         expected: Errors of user input.
@@ -60,13 +69,16 @@ def one_line_errors(
     try:
         yield
     except Exception as error:
-        refused = isinstance(error, _REFUSALS) and _refused_by_trainer(error)
+        refused = _refused_by_trainer(error)
         if isinstance(error, expected) or refused:
             if int(os.environ.get("RANK", "0")) > 0:  # every process has the same input
                 sys.exit(1)
             message = " ".join(str(error).split()) if refused else str(error)
         elif isinstance(error, OSError | RuntimeError | SafetensorError) and (reason := _no_room(error)) is not None:
             message = f"{reason}. {kept}"
+        elif _is_in_trainer(error, "init_hf_repo", "push_to_hub"):
+            words = " ".join(str(error).split()).rstrip(".")
+            message = f"--push_to_hub: the Hub cannot be reached or refuses ({words}). Run `hf auth login`, or drop it."
         else:
             raise
         print(f"error: {message}", file=sys.stderr)

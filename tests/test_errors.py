@@ -34,7 +34,7 @@ def test_full_disk_is_one_line(code, tmp_path):
 
 
 def constructed(tmp_path, model_name, preferences, callbacks=(), **options):
-    args = DPOConfig(str(tmp_path), use_cpu=True, bf16=False, report_to="none", **options)
+    args = DPOConfig(str(tmp_path), **{"use_cpu": True, "bf16": False, "report_to": "none"} | options)
     return DPOTrainer(model_name, args=args, train_dataset=preferences, callbacks=[*callbacks])
 
 
@@ -54,6 +54,31 @@ def test_option_that_a_trainer_of_trl_refuses_is_one_line(options, expected, tmp
         constructed(tmp_path, model_name, preferences, **options)
     assert exit_.value.code == 1
     assert re.fullmatch(expected, capsys.readouterr().err.strip().splitlines()[-1])
+
+
+def test_tracker_that_is_not_installed_is_one_line(tmp_path, model_name, preferences, capsys, monkeypatch):
+    monkeypatch.setattr("transformers.integrations.integration_utils.is_wandb_available", lambda: False)
+    with pytest.raises(SystemExit) as exit_, one_line_errors():
+        constructed(tmp_path, model_name, preferences, report_to="wandb")
+    assert exit_.value.code == 1
+    assert "error: WandbCallback requires wandb to be installed." in capsys.readouterr().err.splitlines()[-1]
+
+
+def test_hub_that_cannot_be_reached_is_one_line(tmp_path, model_name, preferences, capsys, monkeypatch):
+    """When the trainer makes the repository, before training, and when the finished run is uploaded."""
+
+    def unreachable(*args, **kwargs):
+        raise ConnectionError("no\nroute.")
+
+    trainer = constructed(tmp_path, model_name, preferences)
+    monkeypatch.setattr(trainer, "save_model", lambda **_: None)
+    monkeypatch.setattr("huggingface_hub.HfApi.create_repo", unreachable)
+    for use in (lambda: constructed(tmp_path, model_name, preferences, push_to_hub=True), trainer.push_to_hub):
+        with pytest.raises(SystemExit) as exit_, one_line_errors():
+            use()
+        assert exit_.value.code == 1
+        line = "error: --push_to_hub: the Hub cannot be reached or refuses (no route). Run `hf auth login`, or drop it."
+        assert capsys.readouterr().err.splitlines()[-1] == line
 
 
 def test_mistake_in_a_program_keeps_its_traceback(tmp_path, model_name, preferences):

@@ -53,6 +53,11 @@ def check_contradictions(args: "PPOConfig") -> None:
         raise ValueError(
             "A temperature in generation_kwargs would not reach the log-probabilities: use the option temperature."
         )
+    if "stop_strings" in (args.generation_kwargs or {}) and not args.use_vllm:
+        raise ValueError(
+            "stop_strings in generation_kwargs need the tokenizer, which TRL does not hand on: stop at tokens, with "
+            "eos_token_id in generation_kwargs (a list, with the model's own end token)."
+        )
     parts, accumulated = args.micro_steps_per_batch, args.gradient_accumulation_steps
     if parts % accumulated and accumulated % parts:
         raise ValueError(

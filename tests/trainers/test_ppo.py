@@ -261,6 +261,7 @@ def test_defaults_are_those_of_the_guide(cpu_options):
         ({"init_kl_coef": 0.0, "kl_target": 3.0}, "kl_target has no effect with init_kl_coef=0"),
         ({"use_bias_correction_kl": False}, "use_bias_correction_kl has no effect with beta=0"),
         ({"generation_kwargs": {"temperature": 0.5}}, "use the option temperature"),
+        ({"generation_kwargs": {"stop_strings": ["."]}}, "stop at tokens, with eos_token_id in generation_kwargs"),
         ({"kl_horizon": 1, "per_device_train_batch_size": 8}, r"raise kl_horizon, now 1, above 1.6"),
         ({"gradient_accumulation_steps": 3, "steps_per_generation": 2}, "would mix two batches"),
         ({"num_generations": 3}, "divisible by num_generations"),

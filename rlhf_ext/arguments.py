@@ -142,6 +142,9 @@ def parse_arguments(
         script_args, model_args = _find(RecipeArguments, parsed), _find(ModelConfig, parsed)
         model_args.model_name_or_path = demo.model_path()
     model_args.options_given = given
+    targets = model_args.lora_target_modules
+    if isinstance(targets, str) and targets.isidentifier():  # to PEFT a text is a pattern of whole paths; TRL makes one
+        model_args.lora_target_modules = [targets]  # of a single name, which would match none
     if script_args.ignore_bias_buffers:
         raise ArgumentError("--ignore_bias_buffers has no effect here: drop it.")
     _check_evaluation(_find(TrainingArguments, parsed))

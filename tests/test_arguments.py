@@ -75,6 +75,20 @@ def test_command_line_wins_over_file_wins_over_defaults(tmp_path):
     assert (training.loss_type, training.loss_kwargs) == (["simpo"], {"gamma": 1.0})
 
 
+@pytest.mark.parametrize(
+    ("given", "targets"),
+    [
+        (["q_proj"], ["q_proj"]),
+        (["q_proj", "v_proj"], ["q_proj", "v_proj"]),
+        (["all-linear"], "all-linear"),
+        ([r".*layers\.0.*q_proj"], r".*layers\.0.*q_proj"),
+    ],
+)
+def test_single_name_of_a_layer_is_a_name_and_no_pattern(given, targets):
+    _, _, model_args = parse("--use_peft", "--lora_target_modules", *given)
+    assert model_args.lora_target_modules == targets
+
+
 def test_losses_and_keywords_on_the_command_line():
     _, training, _ = parse("--loss_type", "sigmoid", "simpo", "--loss_weights", 1, 0.5, "--loss_kwargs", '{"gamma": 2}')
     assert training.loss_type == ["sigmoid", "simpo"]

@@ -1,5 +1,6 @@
 """What the trainers share: a resumed run equals the uninterrupted one, and gradients are what they should be."""
 
+import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -11,6 +12,8 @@ from transformers.trainer_utils import TrainOutput
 from ..attention import without_cudnn_attention
 from ..preparation import prepare_for_training
 from ..quantization import restore_float32, trained_adapter_weights
+
+logger = logging.getLogger(__name__)
 
 
 class ResumesExactly(Trainer):
@@ -39,6 +42,12 @@ class ResumesExactly(Trainer):
             super()._run_epoch(*args, **kwargs)
         else:
             self.control.should_training_stop = True
+            if self.is_world_process_zero():
+                logger.warning(
+                    "Nothing is left to train: the checkpoint is of step %d, and the run ends at step %d. To go on, "
+                    "raise max_steps or num_train_epochs.",
+                    *(self.state.global_step, self.state.max_steps),
+                )
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
         """Keeps the types of adapters."""

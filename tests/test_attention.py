@@ -30,7 +30,13 @@ def test_it_stays_off_where_the_user_has_turned_it_off():
 
 def options(folder):
     common = {"max_steps": 1, "per_device_train_batch_size": 2, "gradient_accumulation_steps": 1, "bf16": False}
-    return common | {"output_dir": str(folder), "report_to": "none", "save_strategy": "no", "disable_tqdm": True}
+    return common | {
+        "output_dir": str(folder),
+        "report_to": "none",
+        "save_strategy": "no",
+        "disable_tqdm": True,
+        "use_cpu": True,
+    }
 
 
 def dpo(model, rows, folder):

@@ -103,6 +103,12 @@ SEAMS = [
     (BaseTunerLayer, "set_adapter", "self._active_adapter = adapter_names", "switching adapters"),
     (Trainer, "_inner_training_loop", "self._run_epoch( model=model,", "no step more where a complete run is resumed"),
     (Trainer, "_inner_training_loop", "if self.control.should_training_stop: break", "the same"),
+    (
+        Trainer,
+        "_inner_training_loop",
+        "self._initial_global_step = self.state.global_step",
+        "saying that none was left",
+    ),
     (Trainer, "_inner_training_loop", "self.callback_handler.on_epoch_begin", "the sampler learns the epoch"),
     (Trainer, "_run_epoch", "self._clip_grad_norm(model)", "the critic's gradient has its own norm"),
     (Trainer, "_save_checkpoint", "self.save_model(output_dir, _internal_call=True)", "critic beside the policy"),

@@ -31,7 +31,14 @@ class ResumesExactly(Trainer):
         """Synchronises gradients also where an evaluation came before, and does without a kernel that spoils them."""
         prepare_for_training(self)
         with without_cudnn_attention():
-            return super().train(*args, **kwargs)
+            result = super().train(*args, **kwargs)
+        if result.global_step == self._initial_global_step and self.is_world_process_zero():
+            logger.warning(
+                "Nothing was left to train: the checkpoint is of step %d, and the run ends at step %d. To go on, raise "
+                "max_steps or num_train_epochs.",
+                *(result.global_step, self.state.max_steps),
+            )
+        return result
 
     def _run_epoch(self, *args: Any, **kwargs: Any) -> None:
         """Ends at once where no step is left: Transformers looks only after a step, and would make one too many.
@@ -42,12 +49,6 @@ class ResumesExactly(Trainer):
             super()._run_epoch(*args, **kwargs)
         else:
             self.control.should_training_stop = True
-            if self.is_world_process_zero():
-                logger.warning(
-                    "Nothing is left to train: the checkpoint is of step %d, and the run ends at step %d. To go on, "
-                    "raise max_steps or num_train_epochs.",
-                    *(self.state.global_step, self.state.max_steps),
-                )
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
         """Keeps the types of adapters."""

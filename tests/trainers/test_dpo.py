@@ -333,6 +333,16 @@ def test_resumed_run_equals_the_uninterrupted_one_bit_for_bit(peft_config, tmp_p
         assert all(torch.equal(whole[name], resumed[name]) for name in whole)
 
 
+def test_complete_run_that_ends_with_an_epoch_says_so_when_it_is_resumed(tmp_path, model_name, preferences, caplog):
+    """Transformers begins no other epoch then."""
+    args = config(tmp_path, max_steps=2, per_device_train_batch_size=4, save_strategy="steps", save_steps=2)
+    DPOTrainer(model_name, args=args, train_dataset=preferences).train()
+    assert "Nothing was left" not in caplog.text
+    trainer = DPOTrainer(model_name, args=args, train_dataset=preferences)
+    trainer.train(resume_from_checkpoint=str(tmp_path / "run/checkpoint-2"))
+    assert "is of step 2, and the run ends at step 2. To go on, raise" in " ".join(caplog.text.split())
+
+
 @pytest.mark.parametrize("while_saving", ["save_model", "_save_optimizer_and_scheduler", "_save_rng_state"])
 def test_run_interrupted_while_saving_keeps_a_complete_checkpoint(
     while_saving, tmp_path, model_name, preferences, monkeypatch

@@ -97,7 +97,7 @@ def test_complete_run_makes_no_step_more_when_it_is_resumed(make_trainer, tmp_pa
         return weights, trainer.kl_controller.coef, trainer.score_stats.state_dict()
 
     whole = train()
-    assert "Nothing is left to train" not in caplog.text
+    assert "Nothing was left to train" not in caplog.text
     resumed = train(str(tmp_path / "run/checkpoint-6"))  # in the middle of a batch, and of an epoch
     assert "the checkpoint is of step 6, and the run ends at step 6. To go on, raise" in " ".join(caplog.text.split())
     assert resumed[1:] == whole[1:]

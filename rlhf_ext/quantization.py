@@ -8,29 +8,29 @@ from torch import Tensor, nn
 from .adapters import tuner_layers
 
 
-def trained_adapter_weights(model: Any) -> list[nn.Parameter]:
-    """Return the weights that learn in the layers with adapters: none where there is only the name of a model."""
-    layers = tuner_layers(model) if isinstance(model, nn.Module) else []
-    return [weight for layer in layers for weight in layer.parameters() if weight.requires_grad]
+def trained_weights(model: Any) -> list[nn.Parameter]:
+    """Return the weights that learn: none where there is only the name of a model."""
+    return [weight for weight in model.parameters() if weight.requires_grad] if isinstance(model, nn.Module) else []
 
 
 def restore_float32(model: nn.Module, given: Sequence[tuple[nn.Parameter, Tensor]]) -> None:
     """Let adapters over a quantized base learn in float32, as PEFT has them over any other; TRL makes them bfloat16.
 
     In bfloat16 an update of less than 1/256 of a weight is lost (trl#7268, trl#1644): in 120 steps with a learning rate
-    of 5e-6 nine in ten weights of `lora_A` do not change at all. And an adapter that is trained on would be rounded at
-    once, but not the copy of it that is its reference.
+    of 5e-6 nine in ten weights of `lora_A` do not change at all. And an adapter that is trained on, or a reward model's
+    head beside it, would be rounded at once, but not the copy of the adapter that is its reference.
 
     Args:
         model: The model that TRL has prepared.
-        given: Weights of adapters that came with the model, and what they held before.
+        given: Weights that learn and came with the model, and what they held before.
     """
     if not (getattr(model, "is_loaded_in_8bit", False) or getattr(model, "is_loaded_in_4bit", False)):
         return
     for weight, values in given:
         weight.data = values.to(weight.device)
-    for weight in trained_adapter_weights(model):
-        weight.data = weight.data.float()
+    for layer in tuner_layers(model):
+        for weight in trained_weights(layer):
+            weight.data = weight.data.float()
 
 
 def keep_gradients_on_cpu(model: nn.Module) -> None:

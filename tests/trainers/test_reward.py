@@ -229,6 +229,18 @@ def test_adapter_of_a_reward_model_is_trained_on(config, model_name, plain, tmp_
     assert not any(torch.equal(after[name], weight) for name, weight in before.items() if "lora_A" not in name)
 
 
+def test_reward_model_over_a_quantized_base_is_not_rounded_where_it_is_trained_on(config, model_name, plain):
+    """Neither its adapter nor its head, both of which TRL casts to bfloat16."""
+    quantization = BitsAndBytesConfig(load_in_8bit=True, llm_int8_skip_modules=["score"])
+    options = {"num_labels": 1, "quantization_config": quantization, "dtype": torch.float32}
+    model = AutoModelForSequenceClassification.from_pretrained(model_name, **options)
+    model = get_peft_model(model, lora(init_lora_weights=False))
+    before = {name: weight.clone() for name, weight in model.named_parameters() if weight.requires_grad}
+    after = dict(RewardTrainer(model, args=config(), train_dataset=plain).model.named_parameters())
+    assert {name.split(".")[-3] for name in before} == {"lora_A", "lora_B", "modules_to_save"}
+    assert all(torch.equal(after[name], weight) for name, weight in before.items())
+
+
 def test_dropout_of_adapters_acts_where_it_is_wanted(config, model_name, plain):
     args = config(disable_dropout=False)
     trainer = RewardTrainer(model_name, args=args, train_dataset=plain, peft_config=lora(lora_dropout=0.05))

@@ -53,6 +53,12 @@ def _is_in_trainer(error: Exception, *methods: str) -> bool:
     return any(frame.f_code.co_name in methods and isinstance(frame.f_locals.get("self"), Trainer) for frame in frames)
 
 
+def _is_of_hub(error: Exception) -> bool:
+    """Whether an error comes out of the Hub's client, and not of what a trainer does before it uploads a run."""
+    modules = (frame.f_globals["__name__"] for frame, _ in traceback.walk_tb(error.__traceback__))
+    return any(module.partition(".")[0] == "huggingface_hub" for module in modules)
+
+
 @contextmanager
 def one_line_errors(
     *expected: type[Exception], kept: str = "What was saved before is kept (see --resume_from_checkpoint)."
@@ -76,7 +82,7 @@ def one_line_errors(
             message = " ".join(str(error).split()) if refused else str(error)
         elif isinstance(error, OSError | RuntimeError | SafetensorError) and (reason := _no_room(error)) is not None:
             message = f"{reason}. {kept}"
-        elif _is_in_trainer(error, "init_hf_repo", "push_to_hub"):
+        elif _is_in_trainer(error, "init_hf_repo", "push_to_hub") and _is_of_hub(error):
             words = " ".join(str(error).split()).rstrip(".")
             message = f"--push_to_hub: the Hub cannot be reached or refuses ({words}). Run `hf auth login`, or drop it."
         else:

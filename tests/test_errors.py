@@ -72,13 +72,21 @@ def test_hub_that_cannot_be_reached_is_one_line(tmp_path, model_name, preference
 
     trainer = constructed(tmp_path, model_name, preferences)
     monkeypatch.setattr(trainer, "save_model", lambda **_: None)
-    monkeypatch.setattr("huggingface_hub.HfApi.create_repo", unreachable)
+    monkeypatch.setattr("huggingface_hub.hf_api.get_session", unreachable)
     for use in (lambda: constructed(tmp_path, model_name, preferences, push_to_hub=True), trainer.push_to_hub):
         with pytest.raises(SystemExit) as exit_, one_line_errors():
             use()
         assert exit_.value.code == 1
         line = "error: --push_to_hub: the Hub cannot be reached or refuses (no route). Run `hf auth login`, or drop it."
         assert capsys.readouterr().err.splitlines()[-1] == line
+
+
+def test_mistake_before_an_upload_is_not_taken_for_the_hub(tmp_path, model_name, preferences, monkeypatch):
+    trainer = constructed(tmp_path, model_name, preferences)
+    trainer.hub_model_id = "someone/something"
+    monkeypatch.setattr(trainer, "save_model", lambda **_: {}["critic"])
+    with pytest.raises(KeyError), one_line_errors():
+        trainer.push_to_hub()
 
 
 def test_mistake_in_a_program_keeps_its_traceback(tmp_path, model_name, preferences):

@@ -90,7 +90,8 @@ class RecipeParser(TrlParser):
             if action.dest not in config or action.dest not in hints:
                 continue
             value = config[action.dest] = _from_yaml(action, config[action.dest])
-            if not _fits(value, hints[action.dest]):
+            is_bare = value is True and action.const is True  # as `--fsdp`, whose type says a text only
+            if not (is_bare or _fits(value, hints[action.dest])):
                 expected = hints[action.dest]
                 expected = expected.__name__ if isclass(expected) else expected
                 raise ArgumentError(f"--config: {action.dest}: {value!r} is of the wrong type; expected {expected}.")

@@ -174,6 +174,12 @@ def test_what_yaml_reads_otherwise_than_the_command_line(tmp_path):
     assert (training.learning_rate, training.max_length) == (1, None)
 
 
+def test_option_that_may_stand_alone_may_be_true_in_the_file(tmp_path, monkeypatch):
+    monkeypatch.setenv("FSDP_CPU_RAM_EFFICIENT_LOADING", "false")  # which the configuration sets
+    _, training, _ = parse("--config", write_config(tmp_path, "fsdp: true"))
+    assert training.fsdp is True
+
+
 def test_loss_that_does_not_exist():
     with pytest.raises(PluginError, match="Unknown dpo_loss 'simpoo'"):
         parse("--loss_type", "simpoo")

@@ -3,6 +3,7 @@
 import argparse
 import difflib
 import importlib.util
+import re
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -144,8 +145,9 @@ def parse_arguments(
         model_args.model_name_or_path = demo.model_path()
     model_args.options_given = given
     targets = model_args.lora_target_modules
-    if isinstance(targets, str) and targets.isidentifier():  # to PEFT a text is a pattern of whole paths; TRL makes one
-        model_args.lora_target_modules = [targets]  # of a single name, which would match none
+    # To PEFT a text is a pattern of whole paths; TRL makes one of a single name, or end of a path, which matches none.
+    if isinstance(targets, str) and re.fullmatch(r"\w+(\.\w+)*", targets):
+        model_args.lora_target_modules = [targets]
     if script_args.ignore_bias_buffers:
         raise ArgumentError("--ignore_bias_buffers has no effect here: drop it.")
     _check_evaluation(_find(TrainingArguments, parsed))

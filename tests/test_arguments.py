@@ -80,6 +80,7 @@ def test_command_line_wins_over_file_wins_over_defaults(tmp_path):
     [
         (["q_proj"], ["q_proj"]),
         (["q_proj", "v_proj"], ["q_proj", "v_proj"]),
+        (["self_attn.q_proj"], ["self_attn.q_proj"]),
         (["all-linear"], "all-linear"),
         ([r".*layers\.0.*q_proj"], r".*layers\.0.*q_proj"),
     ],

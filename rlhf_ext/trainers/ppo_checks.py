@@ -119,6 +119,8 @@ def check_vllm(args: PPOConfig, model: Any, quantization: Any = None) -> None:
         ValueError: The policy's weights are quantized.
     """
     quantization = quantization or (args.model_init_kwargs or {}).get("quantization_config")
+    if getattr(quantization, "dequantize", False):  # loaded from few bits into many, as GPT-OSS is to be trained
+        quantization = None
     is_quantized = any(getattr(model, f"is_loaded_in_{bits}bit", False) for bits in (8, 4))
     if args.use_vllm and (quantization or is_quantized):
         raise ValueError(

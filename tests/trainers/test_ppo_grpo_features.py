@@ -7,11 +7,12 @@ import pytest
 import torch
 import trl
 from peft import LoraConfig
-from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
+from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig, Mxfp4Config
 from trl.distributed import DistributedBackend
 from trl.generation.vllm_generation import VLLMGeneration
 
 from rlhf_ext import PPOConfig, PPOTrainer
+from rlhf_ext.trainers.ppo_checks import check_vllm
 
 
 def count_e(completions, **kwargs):
@@ -228,6 +229,13 @@ def test_vllm_is_not_sent_quantized_weights(given, cpu_options, model_name):
         trl_options["quantization_config"] = quantization
     with pytest.raises(ValueError, match="vLLM cannot take the policy's 8- or 4-bit weights"):
         PPOTrainer(model, count_e, PPOConfig(**cpu_options | options), **trl_options)
+
+
+def test_vllm_may_be_sent_weights_that_are_dequantized(cpu_options):
+    args = PPOConfig(**cpu_options, use_vllm=True)
+    check_vllm(args, "openai/gpt-oss-20b", Mxfp4Config(dequantize=True))
+    with pytest.raises(ValueError, match="vLLM cannot take"):
+        check_vllm(args, "openai/gpt-oss-20b", Mxfp4Config())
 
 
 @pytest.mark.parametrize("mode", ["token_truncate", "token_mask", "sequence_truncate", "sequence_mask"])

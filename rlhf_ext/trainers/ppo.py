@@ -120,7 +120,6 @@ class PPOTrainer(TrainsCritic, ResumesExactly, trl.GRPOTrainer):
         with replaced(args, beta=args.beta or float(args.needs_reference)):
             super().__init__(model, reward_funcs, args, train_dataset, *trl_args, **trl_kwargs)
         check_vllm(args, self.model)  # which may be a checkpoint that was saved quantized
-        check_continuous_batching(args, self.model)
         check_trainable(self.model)
         check_policy(self.model, args, is_multimodal=self._is_vlm)
         check_names(self.reward_func_names)
@@ -135,6 +134,7 @@ class PPOTrainer(TrainsCritic, ResumesExactly, trl.GRPOTrainer):
             if isinstance(reward_func, RewardAdapter):
                 reward_func.attach(self.model)
         self.critic = make_critic(self.model, self.accelerator, args, self._tokenizer)
+        check_continuous_batching(args, self.model)  # with the critic's adapter, if it has one
         if args.disable_dropout:
             disable_dropout(self.model)  # the critic's adapter too, which may come with a reward model's dropout
         self.kl_controller = args.kl_controller()

@@ -6,7 +6,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 import trl
-from peft import LoraConfig
+from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig, Mxfp4Config
 from trl.distributed import DistributedBackend
 from trl.generation.vllm_generation import VLLMGeneration
@@ -304,3 +304,13 @@ def test_continuous_batching_may_not_round_the_weights_that_learn(lora, make_tra
     with pytest.raises(ValueError, match="small updates are rounded away: set bf16 and fp16 to False"):
         make_trainer(lora=lora, use_transformers_continuous_batching=True, bf16=True)
     make_trainer(lora=lora, use_transformers_continuous_batching=True, bf16=False)
+
+
+def test_continuous_batching_may_not_round_the_adapter_of_the_critic(cpu_options, model_name):
+    from rlhf_ext.demo.data import prompt_dataset
+
+    model = AutoModelForCausalLM.from_pretrained(model_name, dtype=torch.bfloat16)
+    model = get_peft_model(model, LoraConfig(r=4, target_modules="all-linear"), autocast_adapter_dtype=False)
+    options = {"critic": "adapter", "use_transformers_continuous_batching": True, "bf16": True}
+    with pytest.raises(ValueError, match="small updates are rounded away"):
+        PPOTrainer(model, count_e, PPOConfig(**cpu_options | options), prompt_dataset("train", size=8))

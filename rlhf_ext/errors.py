@@ -43,7 +43,7 @@ def _refused_by_trainer(error: Exception) -> bool:
     *_, (last, _) = traceback.walk_tb(error.__traceback__)
     module = last.f_globals["__name__"]
     if type(error) is RuntimeError:  # how Transformers says that a tracker of --report_to is not installed
-        return module.startswith("transformers.integrations.")
+        return module == "transformers.integrations.integration_utils"
     return isinstance(error, _REFUSALS) and module.partition(".")[0] in _LIBRARIES
 
 

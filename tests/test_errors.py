@@ -4,7 +4,8 @@ import re
 
 import forked
 import pytest
-from transformers import TrainerCallback
+import torch
+from transformers import AutoModelForCausalLM, TrainerCallback
 
 from rlhf_ext import DPOConfig, DPOTrainer
 from rlhf_ext.errors import one_line_errors
@@ -79,6 +80,15 @@ def test_hub_that_cannot_be_reached_is_one_line(tmp_path, model_name, preference
         assert exit_.value.code == 1
         line = "error: --push_to_hub: the Hub cannot be reached or refuses (no route). Run `hf auth login`, or drop it."
         assert capsys.readouterr().err.splitlines()[-1] == line
+
+
+def test_pass_that_fails_in_the_constructor_keeps_its_traceback(tmp_path, model_name, preferences):
+    """Attention is in the package that has the trackers, too."""
+    model = AutoModelForCausalLM.from_pretrained(model_name, attn_implementation="sdpa")
+    attention = model.model.layers[0].self_attn
+    attention.v_proj = torch.nn.Linear(attention.v_proj.in_features, 3 * attention.v_proj.out_features)
+    with pytest.raises(RuntimeError, match="must match the size"), one_line_errors():
+        constructed(tmp_path, model, preferences, precompute_ref_log_probs=True)
 
 
 def test_mistake_before_an_upload_is_not_taken_for_the_hub(tmp_path, model_name, preferences, monkeypatch):

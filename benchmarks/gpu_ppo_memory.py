@@ -165,6 +165,8 @@ def main() -> None:
     arguments = parser.parse_args()
     if arguments.device == "cuda" and not torch.cuda.is_available():
         parser.error("There is no CUDA device here. Use --device cpu, with --size tiny.")
+    if arguments.device == "cpu" and arguments.limit_gib is not None:
+        parser.error("--limit_gib is for a GPU.")
     if arguments.limit_gib is not None:
         torch.cuda.set_per_process_memory_fraction(arguments.limit_gib * 2**30 / torch.cuda.mem_get_info()[1])
     with tempfile.TemporaryDirectory() as folder:

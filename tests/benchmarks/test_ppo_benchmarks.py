@@ -110,3 +110,12 @@ def test_memory_on_one_quantized_backbone(monkeypatch, capsys):
     assert sum(seconds[phase] for phase in PHASES) == pytest.approx(seconds["total"], abs=5e-3)
     assert result["generated_tokens_per_second"] == pytest.approx(8 / seconds["generation"], rel=0.05)
     assert 0 < result["gib_when_loaded"]["resident"] <= result["peak_gib"]["resident"]
+
+
+def test_limit_of_a_gpu_is_refused_on_a_cpu(monkeypatch, capsys):
+    import gpu_ppo_memory as benchmark
+
+    monkeypatch.setattr(sys, "argv", ["gpu_ppo_memory.py", "--device", "cpu", "--size", "tiny", "--limit_gib", "22"])
+    with pytest.raises(SystemExit):
+        benchmark.main()
+    assert "--limit_gib is for a GPU." in capsys.readouterr().err

@@ -76,11 +76,15 @@ def base_as_it_was(model: nn.Module) -> Iterator[None]:
     add up (trl#6688): the adapter would be trained on another base than it is saved for, and reference, critic and
     reward model run on it too. The copy is kept in the memory of the CPU.
     """
-    weights = [weight for layer in tuner_layers(model) for weight in layer.get_base_layer().parameters()]
+    layers = tuner_layers(model)
+    weights = [weight for layer in layers for weight in layer.get_base_layer().parameters()]
     before = [weight.detach().to("cpu", copy=True) for weight in weights]
     try:
         yield
     finally:
+        for layer in layers:
+            if layer.merged:  # the engine has failed in between
+                layer.unmerge()
         for weight, values in zip(weights, before, strict=True):
             weight.data.copy_(values)
 

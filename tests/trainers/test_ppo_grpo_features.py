@@ -12,6 +12,7 @@ from trl.distributed import DistributedBackend
 from trl.generation.vllm_generation import VLLMGeneration
 
 from rlhf_ext import PPOConfig, PPOTrainer
+from rlhf_ext.adapters import base_as_it_was
 from rlhf_ext.trainers.ppo_checks import check_vllm
 
 
@@ -214,6 +215,18 @@ def test_vllm_leaves_the_base_in_bfloat16_as_it_was(make_trainer, monkeypatch):
     merged = layer.get_base_layer().weight + layer.get_delta_weight("default")
     torch.testing.assert_close(trainer.vllm_generation.sent[f"{name}.weight"], merged.to(torch.bfloat16))
     assert not layer.merged
+
+
+def test_base_and_adapter_are_as_they_were_after_an_engine_has_failed(model_name):
+    """Layers that count as merged would run without their adapter."""
+    model = AutoModelForCausalLM.from_pretrained(model_name)
+    model = get_peft_model(model, LoraConfig(r=4, target_modules="all-linear", init_lora_weights=False)).eval()
+    ids = torch.arange(4)[None]
+    before = model(ids).logits
+    with pytest.raises(ConnectionError), base_as_it_was(model):
+        model.merge_adapter()
+        raise ConnectionError
+    assert torch.equal(model(ids).logits, before)
 
 
 @pytest.mark.parametrize("given", ["quantization_config", "model_init_kwargs", "model"])

@@ -214,10 +214,13 @@ def _as_list(value: Any) -> list[Any]:
 def _from_yaml(action: argparse.Action, value: Any) -> Any:
     """Return a value of the file as the command line would give it, where YAML has read something else.
 
-    YAML takes `no` for false, and `1e-5`, which has no dot, for a text. Argparse converts a text, but none in a list.
+    YAML takes `no` for false, digits for a number, and `1e-5`, which has no dot, for a text. Argparse converts a text,
+    but none in a list.
     """
     if value is False and "no" in (action.choices or ()):
         return "no"
+    if type(value) in (int, float) and action.type is str and action.nargs is None:  # a name or a revision of digits
+        return str(value)
     if not isinstance(value, list) or action.type is None:
         return value
     try:

@@ -16,9 +16,8 @@ def trained_weights(model: Any) -> list[nn.Parameter]:
 def restore_float32(model: nn.Module, given: Sequence[tuple[nn.Parameter, Tensor]]) -> None:
     """Let adapters over a quantized base learn in float32, as PEFT has them over any other; TRL makes them bfloat16.
 
-    In bfloat16 an update of less than 1/256 of a weight is lost (trl#7268, trl#1644): in 120 steps with a learning rate
-    of 5e-6 nine in ten weights of `lora_A` do not change at all. And an adapter that is trained on, or a reward model's
-    head beside it, would be rounded at once, but not the copy of the adapter that is its reference.
+    In bfloat16 an update of less than 1/256 of a weight is lost (trl#7268, trl#1644). And an adapter that is trained
+    on, or a reward model's head beside it, would be rounded at once, but not the copy that is the adapter's reference.
 
     Args:
         model: The model that TRL has prepared.

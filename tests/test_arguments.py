@@ -170,9 +170,11 @@ def test_mistakes_in_the_configuration_file(text, message, tmp_path):
 
 def test_what_yaml_reads_otherwise_than_the_command_line(tmp_path):
     text = "save_strategy: no\nloss_type: [sigmoid, sft]\nloss_weights: [1, 1e-5]\nlearning_rate: 1\nmax_length: null"
-    _, training, _ = parse("--config", write_config(tmp_path, text))
+    text += "\ndataset_config: 2024\nrun_name: 7"
+    script, training, _ = parse("--config", write_config(tmp_path, text))
     assert (training.save_strategy, training.loss_weights) == ("no", [1, 1e-5])
     assert (training.learning_rate, training.max_length) == (1, None)
+    assert (script.dataset_config, training.run_name) == ("2024", "7")
 
 
 def test_option_that_may_stand_alone_may_be_true_in_the_file(tmp_path, monkeypatch):

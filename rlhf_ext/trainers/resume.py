@@ -17,10 +17,10 @@ logger = logging.getLogger(__name__)
 
 
 class ResumesExactly(Trainer):
-    """A `Trainer` that goes on from a checkpoint as if it had not been interrupted."""
+    """A `Trainer` that goes on from a checkpoint as if uninterrupted, with weights and gradients as they should be."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
-        """Lets adapters over a quantized base learn in float32, where weights need not all be of one type."""
+        """Lets adapters over a quantized base learn in float32; FSDP and DeepSpeed want weights of one type."""
         model = kwargs.get("model", next(iter(args), None))
         given = [(weight, weight.data) for weight in trained_weights(model)]
         super().__init__(*args, **kwargs)

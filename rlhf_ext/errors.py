@@ -6,6 +6,7 @@ import sys
 import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
+from types import FrameType
 
 from jinja2 import TemplateError
 from safetensors import SafetensorError
@@ -40,8 +41,7 @@ def _refused_by_trainer(error: Exception) -> bool:
     """Whether a library refused the options while a trainer was set up, rather than something went wrong in a run."""
     if not _is_in_trainer(error, "__init__"):
         return False
-    *_, (last, _) = traceback.walk_tb(error.__traceback__)
-    module = last.f_globals["__name__"]
+    module = _frames(error)[-1].f_globals["__name__"]
     if type(error) is RuntimeError:  # how Transformers says that a tracker of --report_to is not installed
         return module == "transformers.integrations.integration_utils"
     return isinstance(error, _REFUSALS) and module.partition(".")[0] in _LIBRARIES
@@ -49,14 +49,17 @@ def _refused_by_trainer(error: Exception) -> bool:
 
 def _is_in_trainer(error: Exception, *methods: str) -> bool:
     """Whether an error comes out of one of these methods of a trainer."""
-    frames = (frame for frame, _ in traceback.walk_tb(error.__traceback__))
-    return any(frame.f_code.co_name in methods and isinstance(frame.f_locals.get("self"), Trainer) for frame in frames)
+    named = [frame for frame in _frames(error) if frame.f_code.co_name in methods]
+    return any(isinstance(frame.f_locals.get("self"), Trainer) for frame in named)
 
 
 def _is_of_hub(error: Exception) -> bool:
     """Whether an error comes out of the Hub's client, and not of what a trainer does before it uploads a run."""
-    modules = (frame.f_globals["__name__"] for frame, _ in traceback.walk_tb(error.__traceback__))
-    return any(module.partition(".")[0] == "huggingface_hub" for module in modules)
+    return any(frame.f_globals["__name__"].partition(".")[0] == "huggingface_hub" for frame in _frames(error))
+
+
+def _frames(error: Exception) -> list[FrameType]:
+    return [frame for frame, _ in traceback.walk_tb(error.__traceback__)]
 
 
 @contextmanager

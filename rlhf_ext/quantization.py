@@ -8,9 +8,14 @@ from torch import Tensor, nn
 from .adapters import tuner_layers
 
 
-def trained_weights(model: Any) -> list[nn.Parameter]:
-    """Return the weights that learn: none where there is only the name of a model."""
-    return [weight for weight in model.parameters() if weight.requires_grad] if isinstance(model, nn.Module) else []
+def is_quantized(model: Any) -> bool:
+    """Whether a model's weights are bitsandbytes' 8- or 4-bit ones; the name of a model says nothing of them."""
+    return any(getattr(model, f"is_loaded_in_{bits}bit", False) for bits in (8, 4))
+
+
+def trained_weights(model: nn.Module) -> list[nn.Parameter]:
+    """Return the weights that learn."""
+    return [weight for weight in model.parameters() if weight.requires_grad]
 
 
 def restore_float32(model: nn.Module, given: Sequence[tuple[nn.Parameter, Tensor]]) -> None:
@@ -23,7 +28,7 @@ def restore_float32(model: nn.Module, given: Sequence[tuple[nn.Parameter, Tensor
         model: The model that TRL has prepared.
         given: Weights that learn and came with the model, and what they held before.
     """
-    if not (getattr(model, "is_loaded_in_8bit", False) or getattr(model, "is_loaded_in_4bit", False)):
+    if not is_quantized(model):
         return
     for weight, values in given:
         weight.data = values.to(weight.device)

@@ -13,6 +13,7 @@ from peft import PeftModel
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
+from ..quantization import is_quantized
 from .ppo_config import PPOConfig
 from .ppo_options import advantage_name
 
@@ -121,8 +122,7 @@ def check_vllm(args: PPOConfig, model: Any, quantization: Any = None) -> None:
     quantization = quantization or (args.model_init_kwargs or {}).get("quantization_config")
     if getattr(quantization, "dequantize", False):  # loaded from few bits into many, as GPT-OSS is to be trained
         quantization = None
-    is_quantized = any(getattr(model, f"is_loaded_in_{bits}bit", False) for bits in (8, 4))
-    if args.use_vllm and (quantization or is_quantized):
+    if args.use_vllm and (quantization or is_quantized(model)):
         raise ValueError(
             "vLLM cannot take the policy's 8- or 4-bit weights (trl#4973), and merging the adapter would round them: "
             "load the policy without load_in_8bit or load_in_4bit, or drop use_vllm."

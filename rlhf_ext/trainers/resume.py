@@ -11,7 +11,7 @@ from transformers.trainer_utils import TrainOutput
 
 from ..attention import without_cudnn_attention
 from ..preparation import prepare_for_training
-from ..quantization import restore_float32, trained_weights
+from ..quantization import is_quantized, restore_float32, trained_weights
 
 logger = logging.getLogger(__name__)
 
@@ -22,7 +22,7 @@ class ResumesExactly(Trainer):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         """Lets adapters over a quantized base learn in float32; FSDP and DeepSpeed want weights of one type."""
         model = kwargs.get("model", next(iter(args), None))
-        given = [(weight, weight.data) for weight in trained_weights(model)]
+        given = [(weight, weight.data) for weight in trained_weights(model)] if is_quantized(model) else []
         super().__init__(*args, **kwargs)
         if not (self.is_deepspeed_enabled or self.is_fsdp_enabled):
             restore_float32(self.model, given)

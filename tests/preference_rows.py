@@ -29,6 +29,14 @@ def write(tmp_path, rows, name="pairs.jsonl"):
     return str(path)
 
 
+def streamed(folder, write_file):
+    """Write a folder of two splits; return the options that stream it."""
+    folder.mkdir()
+    for split in ("train", "test"):
+        write_file(folder / f"{split}.jsonl")
+    return ["--dataset_name", folder, "--dataset_streaming", "true"]
+
+
 def load(path, **options):
     return check_preferences(read_splits(path)["train"], path, **options)
 

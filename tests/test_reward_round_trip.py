@@ -35,6 +35,14 @@ def config(tmp_path):
     )
 
 
+def trained(model, config, pairs, **options):
+    """A trainer that has trained on the pairs, and saved."""
+    trainer = RewardTrainer(model, args=config, train_dataset=pairs, eval_dataset=pairs, **options)
+    trainer.train()
+    trainer.save_model()
+    return trainer
+
+
 def scores_in_training(trainer):
     """What the trainer's own forward pass gives for its evaluation pairs, chosen then rejected, calibrated."""
     trainer.model.eval()
@@ -51,16 +59,9 @@ def texts_of(pairs):
 @pytest.mark.parametrize(("lora", "bits"), [(False, None), (True, None), (True, 8), (True, 4)])
 def test_decoder(lora, bits, config, model_name, preferences, tmp_path):
     pairs = preferences.remove_columns("margin")
-    trainer = RewardTrainer(
-        model_name,
-        args=config,
-        train_dataset=pairs,
-        eval_dataset=pairs,
-        quantization_config=BitsAndBytesConfig(**QUANTIZED[bits]) if bits else None,
-        peft_config=LoraConfig(r=4, target_modules="all-linear", task_type="SEQ_CLS") if lora else None,
-    )
-    trainer.train()
-    trainer.save_model()
+    quantization = BitsAndBytesConfig(**QUANTIZED[bits]) if bits else None
+    adapter = LoraConfig(r=4, target_modules="all-linear", task_type="SEQ_CLS") if lora else None
+    trainer = trained(model_name, config, pairs, peft_config=adapter, quantization_config=quantization)
     loaded = RewardModel.from_pretrained(config.output_dir)
     texts = texts_of(pairs)
     scores = loaded.score(texts)
@@ -81,15 +82,8 @@ def test_decoder(lora, bits, config, model_name, preferences, tmp_path):
 def test_adapter_on_the_embeddings(config, model_name, preferences):
     """Beside such an adapter PEFT saves the whole embedding matrix."""
     pairs = preferences.remove_columns("margin")
-    trainer = RewardTrainer(
-        model_name,
-        args=config,
-        train_dataset=pairs,
-        eval_dataset=pairs,
-        peft_config=LoraConfig(r=4, target_modules=["q_proj", "embed_tokens"], init_lora_weights=False),
-    )
-    trainer.train()
-    trainer.save_model()
+    adapter = LoraConfig(r=4, target_modules=["q_proj", "embed_tokens"], init_lora_weights=False)
+    trainer = trained(model_name, config, pairs, peft_config=adapter)
     assert any(key.endswith("base_layer.weight") for key in load_peft_weights(config.output_dir))
     loaded = RewardModel.from_pretrained(config.output_dir)
     scores = loaded.score(texts_of(pairs))
@@ -119,15 +113,8 @@ def test_encoder(lora, config, tmp_path):
         for n in range(4)
     ]
     pairs = Dataset.from_list(rows)
-    trainer = RewardTrainer(
-        str(tmp_path / "base"),
-        args=config,
-        train_dataset=pairs,
-        eval_dataset=pairs,
-        peft_config=LoraConfig(r=4, target_modules=["query", "value"], task_type="SEQ_CLS") if lora else None,
-    )
-    trainer.train()
-    trainer.save_model()
+    adapter = LoraConfig(r=4, target_modules=["query", "value"], task_type="SEQ_CLS") if lora else None
+    trainer = trained(str(tmp_path / "base"), config, pairs, peft_config=adapter)
     scores = RewardModel.from_pretrained(config.output_dir).score(texts_of(pairs))
     assert scores == pytest.approx(scores_in_training(trainer), abs=1e-5)
     assert torch.tensor(scores).std() > 1e-4

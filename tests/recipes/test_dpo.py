@@ -9,6 +9,7 @@ from pathlib import Path
 import forked
 import pytest
 from peft import LoraConfig, PeftModel, get_peft_model
+from preference_rows import streamed
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from rlhf_ext.demo import model_path
@@ -163,10 +164,7 @@ def test_bad_input_is_one_line_before_the_model_loads(options, expected, tmp_pat
 
 
 def test_streamed_pairs_with_the_defaults_of_the_demo(tmp_path):
-    (tmp_path / "data").mkdir()
-    for split in ("train", "test"):
-        write_pairs(tmp_path / f"data/{split}.jsonl")
-    options = ["--dataset_name", tmp_path / "data", "--dataset_streaming", "true", "--max_steps", "2"]
+    options = [*streamed(tmp_path / "data", write_pairs), "--max_steps", "2"]
     done = forked.run(SCRIPT, *options, "--output_dir", tmp_path / "run")
     assert done.returncode == 0, done.stderr[-3000:]
     assert json.loads((tmp_path / "run/all_results.json").read_text())["eval_rewards/margins"] != 0

@@ -5,6 +5,7 @@ import random
 
 import forked
 import pytest
+from preference_rows import streamed
 from transformers import AutoModelForSequenceClassification
 
 SCRIPT = forked.ROOT / "recipes/reward.py"
@@ -85,10 +86,7 @@ def test_bad_input_is_one_line_before_the_model_loads(options, expected, tmp_pat
 
 
 def test_streamed_pairs_with_the_defaults_of_the_demo(tmp_path):
-    (tmp_path / "data").mkdir()
-    for split in ("train", "test"):
-        write_pairs(tmp_path / f"data/{split}.jsonl")
-    options = ["--dataset_name", tmp_path / "data", "--dataset_streaming", "true", "--max_steps", "2"]
+    options = [*streamed(tmp_path / "data", write_pairs), "--max_steps", "2"]
     done = forked.run(SCRIPT, *options, "--output_dir", tmp_path / "run")
     assert done.returncode == 0, done.stderr[-3000:]
     assert (tmp_path / "run/reward_model.json").is_file()

@@ -4,7 +4,8 @@
 
 The recipes run as a user runs them, with `--config`, on a randomly initialised Llama of Qwen2.5-7B's sizes (random
 weights need the memory and the time of trained ones) and on rows of the full `max_length`, for a few optimizer steps.
-SFT, DPO and reward model run first, then PPO with the reward model's adapter. `--together` starts the first three side
+SFT, DPO and reward model run first, then PPO with the reward model's adapter and the whole batch of completions that
+its configuration has, two optimizer steps of it. `--together` starts the first three side
 by side, for a GPU with room for them: memory is each one's own, but time is not worth reporting then. Peak memory is
 that of PyTorch's allocator, tensors and reserved.
 """
@@ -35,13 +36,12 @@ ROOT = Path(__file__).parents[1]
 TINY = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "vocab_size": 512}
 TINY |= {"num_attention_heads": 4, "num_key_value_heads": 2}
 SHORTER = {  # than the configuration says, so that a run takes a minute; memory does not depend on them
-    "gradient_accumulation_steps": 2,
     "logging_steps": 1,
     "save_strategy": "no",
     "max_eval_samples": 8,
     "report_to": "none",
 }
-ROWS = 48
+ROWS = {"sft": 48, "reward": 48, "dpo": 48, "ppo": 160}  # PPO generates the configuration's 128 completions at once
 
 
 def write_checkpoint(folder: Path, shape: dict[str, Any]) -> None:
@@ -78,7 +78,10 @@ def write_data(folder: Path, vocabulary: int, length: int) -> dict[str, Path]:
         return " ".join(map(str, torch.randint(0, vocabulary - 2, (count,), generator=generator).tolist()))
 
     prompt, answer = length // 2, length - length // 2 - 1  # the last token is the end of the text
-    rows = [{"prompt": words(prompt) + " ", "chosen": words(answer), "rejected": words(answer)} for _ in range(ROWS)]
+    rows = [
+        {"prompt": words(prompt) + " ", "chosen": words(answer), "rejected": words(answer)}
+        for _ in range(max(ROWS.values()))
+    ]
     kinds = {
         "sft": [{"prompt": row["prompt"], "completion": row["chosen"]} for row in rows],
         "reward": rows,
@@ -86,7 +89,7 @@ def write_data(folder: Path, vocabulary: int, length: int) -> dict[str, Path]:
         "ppo": [{"prompt": row["prompt"]} for row in rows],
     }
     for kind, found in kinds.items():
-        write_jsonl(folder / f"{kind}.jsonl", found)
+        write_jsonl(folder / f"{kind}.jsonl", found[: ROWS[kind]])
     return {kind: folder / f"{kind}.jsonl" for kind in kinds}
 
 
@@ -102,9 +105,9 @@ def command(arguments: argparse.Namespace, kind: str, data: Path, model: Path) -
     if kind == "ppo":
         reward = arguments.output / f"reward-{arguments.bits}bit"
         options |= {"reward_adapter": reward, "critic_path": reward, "critic_warmup_steps": 0, "num_iterations": 1}
-        options |= {"max_completion_length": arguments.new_tokens, "steps_per_generation": 2 * arguments.steps}
+        options["max_completion_length"] = arguments.new_tokens
     else:
-        options["max_length"] = arguments.length
+        options |= {"max_length": arguments.length, "gradient_accumulation_steps": 2}
     if arguments.cpu:
         options |= {"use_cpu": "true", "bf16": "false", "dtype": "float32"}
     flags = [str(part) for name, value in options.items() for part in (f"--{name}", value)]

@@ -151,7 +151,7 @@ class HeadCritic(Critic):
 
     @contextmanager
     def reading(self) -> Iterator[None]:
-        """Read along in the passes that the policy makes inside; `values` then returns what was read last."""
+        """Read along in the passes that the policy makes inside; `values` then returns the values of each in turn."""
         self._read_now = []
         try:
             yield
@@ -159,8 +159,8 @@ class HeadCritic(Critic):
             self._values, self._read_now = self._read_now or self._values, None
 
     def values(self, input_ids: Tensor, attention_mask: Tensor, length: int) -> Tensor:
-        """Return the values read off the policy's last passes, which must have been over `input_ids`."""
-        values = torch.cat(self._values)
+        """Return the values read off the policy's next pass, which must have been over `input_ids`."""
+        values = self._values.pop(0) if self._values else torch.empty(0)
         if len(values) != len(input_ids):
             raise RuntimeError(f"The critic saw {len(values)} sequences in the policy's pass, not {len(input_ids)}.")
         return values[:, -length - 1 : -1]

@@ -1,4 +1,4 @@
-"""Dropout of a model: off for a while, off for good, and a check that it was not asked for in vain."""
+"""Dropout and modes of a model: off for a while, off for good, and a check that it was not asked for in vain."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -7,14 +7,30 @@ from typing import Any
 from peft import PeftModel
 from torch import nn
 
+from .quantization import int8_layers
+
+
+@contextmanager
+def evaluation_mode(model: nn.Module) -> Iterator[None]:
+    """Put the model and all of its layers into evaluation mode, and each one back into the mode that it was in."""
+    training = [module for module in model.modules() if module.training]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module in training:
+            module.training = True
+
 
 @contextmanager
 def without_dropout(model: nn.Module) -> Iterator[None]:
     """Put everything below `model` into evaluation mode, and back; `model.training` itself stays as it is.
 
-    TRL asks `model.training` whether it trains or evaluates, so that the model itself must not change.
+    TRL asks `model.training` whether it trains or evaluates, so that the model itself must not change. 8-bit layers
+    would compute something else.
     """
-    training = [module for module in model.modules() if module is not model and module.training]
+    kept = {model, *int8_layers(model)}
+    training = [module for module in model.modules() if module.training and module not in kept]
     for module in training:
         module.training = False
     try:

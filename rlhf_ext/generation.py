@@ -15,6 +15,7 @@ from tqdm.auto import tqdm
 from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from .context import context_length
+from .dropout import evaluation_mode
 from .formatting import InputError, Place
 
 Prompt = str | list[dict[str, Any]]
@@ -120,7 +121,7 @@ def generate_tokens(
     check_room(model, token_ids, decoding.max_new_tokens, "prompts")
     completions: list[Tensor] = []
     with (
-        _evaluation_mode(model),
+        evaluation_mode(model),
         _own_random_state(model),
         torch.no_grad(),  # and not inference mode: what 8-bit layers keep from it could not be trained through
         tqdm(total=len(prompts), desc="Generating", unit="text", disable=not show_progress, leave=False) as progress,
@@ -243,17 +244,6 @@ def _until_end(completion: Tensor, ends: Tensor) -> Tensor:
     """Cut off what follows the first end token: padding up to the longest of the batch."""
     found = torch.isin(completion, ends).nonzero()
     return completion[: found[0] + 1] if len(found) else completion
-
-
-@contextmanager
-def _evaluation_mode(model: nn.Module) -> Iterator[None]:
-    training = [module for module in model.modules() if module.training]
-    model.eval()
-    try:
-        yield
-    finally:
-        for module in training:
-            module.training = True
 
 
 def _own_random_state(model: nn.Module) -> AbstractContextManager[None]:

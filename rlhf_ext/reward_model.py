@@ -12,6 +12,7 @@ from transformers import BitsAndBytesConfig, PreTrainedModel, PreTrainedTokenize
 
 from .base_fingerprint import base_fingerprint
 from .context import context_length
+from .dropout import evaluation_mode
 from .formatting import Example, InputError, check_says_something, count_prompt_tokens, tokenize
 from .pooling import classification_module, pool_by_attention_mask
 from .quantization import keep_gradients_on_cpu
@@ -212,14 +213,10 @@ class RewardModel(TextScorer):
         self._check_vocabulary(examples, token_ids)
         keys = [example.prompt_key() for example in examples] if self.reuse_prompts else None
         batches = plan_batches(token_ids, keys, token_budget=self.token_budget, batch_size=batch_size)
-        training = self.model.training
-        self.model.eval()
-        try:
+        with evaluation_mode(self.model):  # its layers may be a policy's, too
             raw = run_batches(
                 self.model, token_ids, batches, pad_token_id=self._pad_token_id, show_progress=self.show_progress
             )
-        finally:
-            self.model.train(training)
         for example, finite, score in zip(examples, raw.isfinite().tolist(), raw.tolist(), strict=True):
             if not finite:
                 fix = "In float16 activations overflow: load with dtype='bfloat16' or 'float32'."

@@ -1,10 +1,20 @@
 """Padding is left out of passes, and what is left is the same; positions are counted from the first real token."""
 
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from transformers import AutoModelForCausalLM
 from trl.trainer.utils import add_fused_lm_head
 
-from rlhf_ext.completion_pass import completion_pass, positions, without_padding
+from rlhf_ext.completion_pass import (
+    completion_pass,
+    deal,
+    joined,
+    micro_batches,
+    positions,
+    whole_texts,
+    without_padding,
+)
 
 LENGTH = 3
 
@@ -46,6 +56,34 @@ def test_a_batch_of_masked_completions_keeps_a_column():
     batch = make_batch()
     batch["completion_mask"] = torch.zeros(2, 5, dtype=torch.long)
     assert without_padding(batch)["completion_ids"].shape == (2, 1)
+
+
+def test_completions_of_a_prompt_are_dealt_apart():
+    assert deal(6, 3).tolist() == [0, 3, 1, 4, 2, 5]
+    assert deal(4, 1).tolist() == [0, 1, 2, 3]
+    assert deal(5, 2).tolist() == [0, 2, 4, 1, 3]  # a process may hold a part of a group
+
+
+@given(st.integers(1, 9), st.integers(1, 4), st.integers(1, 4), st.data())
+def test_micro_batches_are_the_batches_of_training_and_join_to_the_whole(count, num_generations, size, data):
+    """Whatever a pass computes of each token comes back in its place, with zeros where there is none."""
+    before = data.draw(st.lists(st.integers(1, 4), min_size=count, max_size=count))
+    after = data.draw(st.lists(st.integers(0, 5), min_size=count, max_size=count))
+    prompt_mask = torch.tensor([[0] * (4 - n) + [1] * n for n in before])
+    completion_mask = torch.tensor([[1] * n + [0] * (5 - n) for n in after])
+    batch = {"prompt_mask": prompt_mask, "completion_mask": completion_mask}
+    batch |= {
+        "prompt_ids": torch.rand(count, 4) * prompt_mask,
+        "completion_ids": torch.rand(count, 5) * completion_mask,
+    }
+    order = deal(count, num_generations)
+    passes = micro_batches(*whole_texts(batch), order, size, trim=True)
+    for rows, (ids, mask, length) in zip(order.split(size), passes, strict=True):
+        trained = whole_texts(without_padding({name: value[rows] for name, value in batch.items()}))
+        assert torch.equal(ids, trained[0]) and torch.equal(mask, trained[1]) and length == trained[2]
+    assert torch.equal(joined([ids[:, -length:] for ids, _, length in passes], order, 5), batch["completion_ids"])
+    untrimmed = micro_batches(*whole_texts(batch), order, size, trim=False)
+    assert all(ids.shape[1] == 9 and length == 5 for ids, _, length in untrimmed)
 
 
 def test_positions_count_from_the_first_real_token(model_name):

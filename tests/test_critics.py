@@ -100,8 +100,23 @@ def test_head_reads_the_policy_and_never_the_reference(policy, accelerator, batc
     expected = output.hidden_states[-1] @ critic.module.weight[0] + critic.module.bias
     torch.testing.assert_close(critic.values(*batch, 5), expected[:, -6:-1])
     policy(batch[0][:1])  # outside: not read
-    with pytest.raises(RuntimeError, match="saw 3 sequences in the policy's pass, not 1"):
+    with pytest.raises(RuntimeError, match="saw 0 sequences in the policy's pass, not 1"):
         critic.values(batch[0][:1], batch[1][:1], 5)
+
+
+def test_head_gives_the_values_of_each_pass_in_turn(policy, accelerator, batch):
+    critic = HeadCritic(policy, accelerator)
+    give_opinion(critic)
+    ids, mask = batch
+    with critic.reading():
+        policy(ids, attention_mask=mask)
+        policy(ids[1:, :-1], attention_mask=mask[1:, :-1])
+    whole = critic.values(ids, mask, 5)
+    torch.testing.assert_close(critic.values(ids[1:, :-1], mask[1:, :-1], 4), whole[1:, :-1])
+    with critic.reading():
+        policy(ids, attention_mask=mask)
+    with pytest.raises(RuntimeError, match="saw 3 sequences in the policy's pass, not 1"):
+        critic.values(ids[:1], mask[:1], 5)
 
 
 def test_adapter_critic_is_the_base_with_its_own_adapter(policy, accelerator, batch):

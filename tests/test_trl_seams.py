@@ -10,14 +10,15 @@ from importlib.resources import files
 import pytest
 import trl
 from accelerate import Accelerator
-from bitsandbytes.nn import Linear4bit
+from bitsandbytes.autograd import _functions
+from bitsandbytes.nn import Linear4bit, Linear8bitLt
 from peft.tuners import tuners_utils
 from peft.tuners.tuners_utils import BaseTunerLayer
 from transformers import Trainer, TrainingArguments
 from transformers.integrations import TensorBoardCallback, TrackioCallback, deepspeed
 from transformers.trainer_callback import ProgressCallback
 from transformers.utils import peft_utils
-from trl.trainer import reward_trainer
+from trl.trainer import grpo_trainer, reward_trainer
 
 SEAMS = [
     # (owner, attribute, source that must be there, what relies on it)
@@ -57,7 +58,15 @@ SEAMS = [
     (trl.GRPOTrainer, "__init__", "self.eos_token_ids = eos_token_ids", "stop tokens of one's own"),
     (trl.GRPOTrainer, "_get_train_sampler", "return RepeatSampler(", "an order that depends on seed and epoch"),
     (trl.GRPOTrainer, "_prepare_inputs", "self._step % generate_every == 0", "when a new batch begins"),
-    (trl.GRPOTrainer, "_prepare_inputs", "shuffle_sequence_dict(generation_batch)", "our (B, T) tensors follow"),
+    (trl.GRPOTrainer, "_prepare_inputs", "= shuffle_sequence_dict(generation_batch)", "dealing to steps as to passes"),
+    (grpo_trainer, "shuffle_sequence_dict", "def shuffle_sequence_dict(", "the same"),
+    (
+        trl.GRPOTrainer,
+        "_generate_and_score_completions",
+        "self._get_per_token_logps_and_entropies( self.model, prompt_completion_ids, attention_mask, logits_to_keep, "
+        "batch_size",
+        "telling the passes of a rollout from one of training",
+    ),
     (trl.GRPOTrainer, "_generate_single_turn", "generation_config=self.generation_config", "sampling as it was asked"),
     (trl.GRPOTrainer, "_generate_single_turn", "self.vllm_generation.sync_weights()", "a base as it was"),
     (trl.GRPOTrainer, "_generate_single_turn", "unwrapped_model.to(torch.bfloat16)", "weights that would be rounded"),
@@ -130,6 +139,8 @@ SEAMS = [
     (TrackioCallback, "setup", "def setup(self, args, state, model", "one run for evaluations before and after"),
     (Linear4bit, "__init__", "self.support_avx512bf16_for_cpu = ", "4-bit layers keep their gradient on a CPU"),
     (Linear4bit, "forward", "and self.support_avx512bf16_for_cpu", "the same"),
+    (Linear8bitLt, "forward", "self.state.is_training = self.training", "8-bit layers that keep their mode"),
+    (_functions, "matmul", "if state.is_training: if A.device.type in", "the same"),
 ]
 
 

@@ -19,8 +19,8 @@ from transformers import PreTrainedModel
 
 from ..adapters import base_as_it_was
 from ..advantages import masked_mean, mean_shortfall, whiten
-from ..completion_pass import completion_pass, without_padding
-from ..critics import causal_lm_of, make_critic
+from ..completion_pass import joined, whole_texts, without_padding
+from ..critics import make_critic
 from ..dropout import check_adapter_dropout, disable_dropout, without_dropout
 from ..generation import special_tokens_only
 from ..kl import per_token_kl
@@ -46,13 +46,14 @@ from .ppo_config import PPOConfig
 from .ppo_metrics import completion_metrics, loss_metrics, value_metrics
 from .replaced import replaced
 from .resume import ResumesExactly
+from .same_passes import MakesSamePasses
 from .trainable import check_trainable
 from .trains_critic import TrainsCritic
 
 logger = logging.getLogger(__name__)
 
 
-class PPOTrainer(TrainsCritic, ResumesExactly, trl.GRPOTrainer):
+class PPOTrainer(TrainsCritic, ResumesExactly, MakesSamePasses, trl.GRPOTrainer):
     """`trl.GRPOTrainer` with a critic: advantages per token, and one completion per prompt is enough.
 
     ```python
@@ -162,26 +163,17 @@ class PPOTrainer(TrainsCritic, ResumesExactly, trl.GRPOTrainer):
         self._scores = scores[first : first + len(prompts)]
         return by_function
 
-    def _get_per_token_logps_and_entropies(
-        self, model: nn.Module, ids: Tensor, mask: Tensor, length: int, *args: Any, **kwargs: Any
-    ) -> tuple:
-        """Lets the critic read along, leaves out what padding and prompts would add, and keeps the result."""
-        causal_lm = causal_lm_of(self.accelerator.unwrap_model(model))
-        lean = completion_pass(model, causal_lm, length, count_positions=not self._is_vlm)
-        with self.critic.reading(), lean:
-            result = super()._get_per_token_logps_and_entropies(model, ids, mask, length, *args, **kwargs)
+    def _get_per_token_logps_and_entropies(self, *args: Any, **kwargs: Any) -> tuple:
+        """Lets the critic read along, and keeps the result."""
+        with self.critic.reading():
+            result = super()._get_per_token_logps_and_entropies(*args, **kwargs)
         self._last_logps = result[0].detach()
         return result
 
-    def _values(self, inputs: dict[str, Any]) -> Tensor:
-        """Return the critic's values of completions, (B, C)."""
-        ids, mask = (torch.cat([inputs[f"prompt_{kind}"], inputs[f"completion_{kind}"]], 1) for kind in ("ids", "mask"))
-        length = inputs["completion_ids"].size(1)
+    def _values(self, ids: Tensor, mask: Tensor, length: int) -> Tensor:
+        """Return the critic's values of the completions of one pass, (B, C)."""
         with self.accelerator.autocast():
-            if self.critic.shares_pass or torch.is_grad_enabled():
-                return self.critic.values(ids, mask, length)
-            parts = zip(*(t.split(self.args.per_device_train_batch_size) for t in (ids, mask)), strict=True)
-            return torch.cat([self.critic.values(*part, length) for part in parts])
+            return self.critic.values(ids, mask, length)
 
     def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
         """Replaces one advantage per completion by one per token, from KL-penalised rewards and the critic's values."""
@@ -190,7 +182,8 @@ class PPOTrainer(TrainsCritic, ResumesExactly, trl.GRPOTrainer):
         with without_dropout(self.model), replaced(self, num_iterations=enough):
             output = super()._generate_and_score_completions(inputs)
             with torch.no_grad():
-                values = self._values(output)
+                values = [self._values(*texts) for texts in self._rollout_passes(*whole_texts(output))]
+            values = joined(values, self._order(len(self._scores)), output["completion_ids"].size(1))
         self.critic.unfreeze()
         logps = output["old_per_token_logps"]
         mask = output["completion_mask"] * output.get("tool_mask", 1)
@@ -258,7 +251,7 @@ class PPOTrainer(TrainsCritic, ResumesExactly, trl.GRPOTrainer):
 
     def _compute_loss(self, model: nn.Module, inputs: dict[str, Any]) -> Tensor:
         """Adds the value loss, a mean over the same tokens as TRL's policy loss."""
-        if self.args.pad_to_multiple_of is None:
+        if self._leaves_out_padding:
             inputs = without_padding(inputs)
         if self._policy_is_that_of_the_rollout():
             # The ratio is 1 by definition. Without the old log-probabilities TRL takes it from this pass, exactly.
@@ -267,7 +260,7 @@ class PPOTrainer(TrainsCritic, ResumesExactly, trl.GRPOTrainer):
             policy_loss = super()._compute_loss(model, inputs)
         mask = inputs["completion_mask"] * inputs.get("tool_mask", 1)
         with self.critic.active():
-            values = self._values(inputs)
+            values = self._values(*whole_texts(inputs))
             value_losses = clipped_value_loss(
                 values, inputs["values"], inputs["returns"], cliprange_value=self.args.cliprange_value
             )

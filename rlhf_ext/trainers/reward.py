@@ -25,6 +25,7 @@ from transformers.trainer_utils import TrainOutput
 from ..base_fingerprint import base_fingerprint
 from ..context import context_length
 from ..data_checks import STREAMED_ROWS_CHECKED, DataError
+from ..dropout import evaluation_mode
 from ..losses.preference import centering
 from ..pooling import classification_module, pool_by_attention_mask
 from ..quantization import keep_gradients_on_cpu
@@ -219,16 +220,14 @@ class RewardTrainer(ResumesExactly, GroupsByLength, trl.RewardTrainer):
             raise ValueError("Calibration needs held-out pairs: pass an eval_dataset, or set calibrate=False.")
         names = list(self.eval_dataset) if isinstance(self.eval_dataset, dict) else [None]
         parts = []
-        training = self.model.training
-        self.model.eval()
-        for name in names:
-            for inputs in self.get_eval_dataloader(name):
-                batch = {key: inputs[key] for key in ("input_ids", "attention_mask")}
-                with torch.no_grad(), self.compute_loss_context_manager():
-                    scores = self.model(**self._prepare_inputs(batch)).logits.squeeze(-1)
-                gathered = self.accelerator.gather_for_metrics(scores.double().chunk(2))
-                parts.append(torch.stack(tuple(gathered)).cpu())
-        self.model.train(training)
+        with evaluation_mode(self.model):
+            for name in names:
+                for inputs in self.get_eval_dataloader(name):
+                    batch = {key: inputs[key] for key in ("input_ids", "attention_mask")}
+                    with torch.no_grad(), self.compute_loss_context_manager():
+                        scores = self.model(**self._prepare_inputs(batch)).logits.squeeze(-1)
+                    gathered = self.accelerator.gather_for_metrics(scores.double().chunk(2))
+                    parts.append(torch.stack(tuple(gathered)).cpu())
         chosen_rewards, rejected_rewards = torch.cat(parts, dim=1)
         return chosen_rewards, rejected_rewards
 

@@ -313,6 +313,68 @@ def test_mini_batches_with_accumulation_make_all_their_steps(make_trainer):
     assert ratios[0] == 1.0 and all(abs(ratio - 1) < 0.05 for ratio in ratios)  # means, not diluted ones
 
 
+def note_values(trainer):
+    """Return two lists that get ids, mask, length and values of the critic's passes, at rollout and in training."""
+    noted = [], []
+    compute = trainer.critic.values
+
+    def values(ids, mask, length):
+        found = compute(ids, mask, length)
+        noted[torch.is_grad_enabled()].append((ids.tolist(), mask.tolist(), length, found.detach()))
+        return found
+
+    trainer.critic.values = values
+    return noted
+
+
+@pytest.mark.parametrize("critic", ["head", "adapter", "model"])
+def test_training_makes_the_passes_of_the_rollout(critic, make_trainer):
+    """Other rows beside a text, or more padding, would change its log-probabilities in bfloat16 and in 8 bit."""
+    options = {"num_generations": 2, "per_device_train_batch_size": 2, "steps_per_generation": 4, "num_iterations": 2}
+    trainer = make_trainer(
+        critic=critic, lora={} if critic == "adapter" else None, **options, num_train_epochs=1, max_steps=-1
+    )
+    at_rollout, in_training = note_values(trainer)  # a critic that reads the policy's passes refuses any other
+    trainer.train()
+    assert len(at_rollout) == 8 and len({len(ids[0]) for ids, *_ in at_rollout}) > 1  # some are shorter than others
+    for batch in range(2):  # of completions, each for two epochs
+        made = [texts for *texts, _ in at_rollout[4 * batch : 4 * batch + 4]]
+        assert [texts for *texts, _ in in_training[8 * batch : 8 * batch + 8]] == 2 * made
+        assert all(ids[0] != ids[1] for ids, *_ in made)  # two completions of a prompt lie apart
+    assert log_of(trainer, "ratio")[0] == 1.0
+
+
+@pytest.mark.parametrize("critic", ["head", "adapter"])
+def test_weights_that_stay_as_they_are_have_a_ratio_of_1_in_8_bit(critic, make_trainer, model_name, tmp_path):
+    """Where activations are rounded at rollout and not in training, or otherwise, a fifth of all tokens is clipped."""
+    from rlhf_ext import RewardConfig, RewardTrainer
+    from rlhf_ext.demo.data import preference_dataset
+
+    quantization = BitsAndBytesConfig(load_in_8bit=True)
+    reward = RewardTrainer(
+        model_name,
+        args=RewardConfig(str(tmp_path / "reward"), use_cpu=True, bf16=False, report_to="none", max_steps=1),
+        train_dataset=preference_dataset("train", size=4),
+        eval_dataset=preference_dataset("test", size=4),
+        quantization_config=quantization,
+        peft_config=LoraConfig(r=2, target_modules="all-linear", task_type="SEQ_CLS"),
+    )
+    reward.train()
+    reward.save_model()
+    options = {name: str(tmp_path / "reward") for name in ("reward_adapter", "critic_path")}
+    options |= {"critic": critic, "steps_per_generation": 2, "max_steps": 2}
+    options["model_init_kwargs"] = {"quantization_config": quantization, "dtype": "float32"}
+    trainer = make_trainer(lora={}, reward=None, **options, learning_rate=1e-9, critic_learning_rate=1e-9)
+    noted = note_values(trainer)
+    trainer.train()
+    gaps = [abs(ratio - 1) for ratio in log_of(trainer, "ratio")]
+    assert len(gaps) == 2 and max(gaps) < 1e-5
+    for (*_, before), (*_, after) in zip(*noted, strict=True):
+        moved = after - before  # by a constant, the bias
+        assert moved.std() < 1e-5 < before.std()
+    assert max(log_of(trainer, "kl/k3")) < 1e-6  # the reference is the same base, with the adapter off
+
+
 @pytest.mark.parametrize("disable", [True, False])
 def test_rollout_has_no_dropout_and_training_only_if_asked(disable, make_trainer, model_name):
     model = AutoModelForCausalLM.from_pretrained(model_name, dtype=torch.float32, attention_dropout=0.5)

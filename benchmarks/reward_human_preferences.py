@@ -5,6 +5,9 @@
 `FOLDER` holds `pref_NAME.jsonl` to train on and `eval_NAME.jsonl`, held out, rows of {prompt, chosen, rejected} text,
 and perhaps `rated_NAME.jsonl` with ratings. Without `eval_NAME.jsonl` every fifth prompt is held out. Every model is
 also tested on the files of `--also`. A run whose results are there already is not repeated.
+
+`--fold` leaves `eval_NAME.jsonl` alone and holds out a fifth of the dialogues in `pref_NAME.jsonl`: with 0 to 4 every
+pair has been held out once. The first row is the floor, a logistic regression on the words of the answers.
 """
 
 from rlhf_ext.console import quiet_libraries
@@ -21,11 +24,13 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+from bag_of_words import bag_of_words
 from dpo_human_preferences import ALLOCATOR, DTYPE_HELP, PARALLEL_HELP, TARGETS_HELP, format_pair, write_formatted
 
 from rlhf_ext import RewardModel
 from rlhf_ext.evaluation.calibration import calibration
 from rlhf_ext.evaluation.reward import accuracy, spearman
+from rlhf_ext.output_files import write_jsonl
 
 RECIPE = Path(__file__).parents[1] / "recipes" / "reward.py"
 LOSSES = {
@@ -35,6 +40,7 @@ LOSSES = {
     "smoothing 0.1": ["--loss_type", "bradley_terry", "--loss_kwargs", '{"label_smoothing": 0.1}'],
     "strength as margin": ["--loss_type", "margin", "--loss_kwargs", '{"margin": 0.0}', "--extra_columns", "margin"],
 }
+HUMAN = "\n\nHuman:"  # begins a turn of a dialogue
 LONGEST_PROMPT = 1200  # characters, so that every prompt fits the 512 tokens of MiniLM; longer ones are left out
 
 
@@ -43,16 +49,30 @@ def read(path: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in path.read_text(encoding="utf-8").split("\n") if line]
 
 
-def split_by_prompt(source: Path, folder: Path) -> tuple[Path, Path]:
-    """Write all rows of every fifth prompt into one file, those of the others into another; return both."""
+def split_by_prompt(source: Path, folder: Path, fold: int | None = None) -> tuple[Path, Path]:
+    """Write all rows of every fifth prompt into one file, those of the others into another; return both.
+
+    With a fold, rows that begin with the same turn count as one prompt.
+    """
     rows = read(source)
-    number = {prompt: index for index, prompt in enumerate(dict.fromkeys(row["prompt"] for row in rows))}
+    prompts = [row["prompt"] if fold is None else row["prompt"].split("\n\nAssistant:")[0] for row in rows]
+    number = {prompt: index for index, prompt in enumerate(dict.fromkeys(prompts))}
     files = []
     for name, held_out in (("train", False), ("held_out", True)):
-        kept = [json.dumps(row) for row in rows if (number[row["prompt"]] % 5 == 4) == held_out]
+        parts = [number[prompt] % 5 == (4 if fold is None else fold) for prompt in prompts]
         files.append(folder / f"{name}_{source.name}")
-        files[-1].write_text("\n".join(kept), encoding="utf-8")
+        write_jsonl(files[-1], [row for row, part in zip(rows, parts, strict=True) if part == held_out])
     return files[0], files[1]
+
+
+def keep_last_turns(folder: Path, names: list[str], turns: int, target: Path) -> None:
+    """Write copies of the files of a folder in which prompts that are dialogues are their last turns only."""
+    target.mkdir(parents=True, exist_ok=True)
+    for path in (folder / f"{part}_{name}.jsonl" for name in names for part in ("pref", "eval", "rated")):
+        if path.is_file():
+            dialogues = [(row, row["prompt"].split(HUMAN)[1:]) for row in read(path)]
+            cut = [row | {"prompt": HUMAN + HUMAN.join(said[-turns:])} if said else row for row, said in dialogues]
+            write_jsonl(target / path.name, cut)
 
 
 def write_with_margin(source: Path, target: Path) -> None:
@@ -134,6 +154,8 @@ def main() -> None:
     parser.add_argument("--losses", nargs="+", default=["bradley_terry", "margin", "smoothing 0.1"], choices=LOSSES)
     parser.add_argument("--adapter", action="store_true", help="LoRA r=16 over 8 bit instead of full fine-tuning")
     parser.add_argument("--also", nargs="*", default=["hhh_alignment", "llmfao_crowd"])
+    parser.add_argument("--fold", type=int, choices=range(5), help="hold out this fifth of the dialogues to train on")
+    parser.add_argument("--last_turns", type=int, help="of the human, that a prompt keeps; default: all")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--max_train_samples", type=int, default=2000)
     parser.add_argument("--max_eval_samples", type=int, default=400)
@@ -148,10 +170,15 @@ def main() -> None:
     parser.add_argument("--output", type=Path, default=Path("runs/reward_human_preferences"))
     arguments = parser.parse_args()
     arguments.output.mkdir(parents=True, exist_ok=True)
+    if arguments.last_turns is not None:
+        cut, names = arguments.output / "last_turns", [arguments.preferences, *arguments.also]
+        keep_last_turns(arguments.data, names, arguments.last_turns, cut)
+        arguments.data = cut
     source = arguments.data / f"pref_{arguments.preferences}.jsonl"
     arguments.held_out = arguments.data / f"eval_{arguments.preferences}.jsonl"
-    if not arguments.held_out.is_file():
-        source, arguments.held_out = split_by_prompt(source, arguments.output)
+    if arguments.fold is not None or not arguments.held_out.is_file():
+        source, arguments.held_out = split_by_prompt(source, arguments.output, arguments.fold)
+    floor = bag_of_words(read(source), read(arguments.held_out))
     write_formatted(source, arguments.output / f"pref_{arguments.preferences}.jsonl")
     if "strength as margin" in arguments.losses:
         write_with_margin(source, arguments.output / f"margin_{arguments.preferences}.jsonl")
@@ -163,6 +190,8 @@ def main() -> None:
         if columns is None:
             columns = list(runs[0])
             print(f"| trained on | loss | {' | '.join(columns)} |\n|{'---|' * (len(columns) + 2)}")
+            shown = [f"{floor:.3f}" if column == arguments.preferences else "" for column in columns]
+            print(f"| {arguments.preferences} | bag of words | {' | '.join(shown)} |", flush=True)
         cells = [[run[column] for run in runs] for column in columns]
         shown = [f"{statistics.mean(cell):.3f} ({min(cell):.3f} to {max(cell):.3f})" for cell in cells]
         print(f"| {arguments.preferences} | {loss} | {' | '.join(shown)} |", flush=True)

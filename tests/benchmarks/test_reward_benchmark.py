@@ -1,0 +1,59 @@
+"""The benchmark of reward models: what it holds out, what it keeps of a prompt, and the floor."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+FOLDER = str(Path(__file__).parents[2] / "benchmarks")
+
+
+@pytest.fixture
+def benchmark(monkeypatch):
+    monkeypatch.syspath_prepend(FOLDER)
+    import reward_human_preferences
+
+    return reward_human_preferences
+
+
+def write(path, prompts):
+    rows = [{"prompt": prompt, "chosen": "a", "rejected": "b"} for prompt in prompts]
+    path.write_text("\n".join(map(json.dumps, rows)))
+    return rows
+
+
+def test_every_dialogue_is_held_out_once_and_whole(benchmark, tmp_path):
+    source = tmp_path / "pref_x.jsonl"
+    turns = [f"\n\nHuman: {number}\n\nAssistant:" for number in range(7)]
+    rows = write(source, [*turns, *(f"{turn} well\n\nHuman: and?\n\nAssistant:" for turn in turns)])
+    held_out = []
+    for fold in range(5):
+        parts = [benchmark.read(path) for path in benchmark.split_by_prompt(source, tmp_path, fold)]
+        assert sorted(map(str, parts[0] + parts[1])) == sorted(map(str, rows))
+        first_turns = [{row["prompt"].split("\n\nAssistant:")[0] for row in part} for part in parts]
+        assert not first_turns[0] & first_turns[1]
+        held_out += parts[1]
+    assert sorted(map(str, held_out)) == sorted(map(str, rows))
+
+
+def test_last_turns_of_dialogues_are_kept(benchmark, tmp_path):
+    dialogue = "\n\nHuman: 1\n\nAssistant: 2\n\nHuman: 3\n\nAssistant: 4\n\nHuman: 5\n\nAssistant:"
+    write(tmp_path / "eval_x.jsonl", [dialogue, "Why?"])
+    for turns, kept in (
+        (1, "\n\nHuman: 5\n\nAssistant:"),
+        (2, dialogue[dialogue.index("\n\nHuman: 3") :]),
+        (9, dialogue),
+    ):
+        benchmark.keep_last_turns(tmp_path, ["x", "y"], turns, tmp_path / "cut")
+        assert [row["prompt"] for row in benchmark.read(tmp_path / "cut" / "eval_x.jsonl")] == [kept, "Why?"]
+
+
+def test_floor_learns_words_that_decide(benchmark):
+    from bag_of_words import bag_of_words
+
+    def pair(chosen, rejected):
+        return {"prompt": "", "chosen": chosen, "rejected": rejected}
+
+    train = [pair("Thank you, sir", "No sir"), pair("thank you", "no, no")] * 3
+    assert bag_of_words(train, [pair("No", "Thank"), pair("you", "no"), pair("THANK", "sir")]) == pytest.approx(2 / 3)
+    assert bag_of_words(train, [pair("unknown", "words")]) == 0.5  # a tie

@@ -65,14 +65,21 @@ def split_by_prompt(source: Path, folder: Path, fold: int | None = None) -> tupl
     return files[0], files[1]
 
 
-def keep_last_turns(folder: Path, names: list[str], turns: int, target: Path) -> None:
-    """Write copies of the files of a folder in which prompts that are dialogues are their last turns only."""
-    target.mkdir(parents=True, exist_ok=True)
-    for path in (folder / f"{part}_{name}.jsonl" for name in names for part in ("pref", "eval", "rated")):
-        if path.is_file():
-            dialogues = [(row, row["prompt"].split(HUMAN)[1:]) for row in read(path)]
-            cut = [row | {"prompt": HUMAN + HUMAN.join(said[-turns:])} if said else row for row, said in dialogues]
-            write_jsonl(target / path.name, cut)
+def keep_last_turns(rows: list[dict[str, Any]], turns: int | None) -> list[dict[str, Any]]:
+    """Return the rows with the last turns only of prompts that are dialogues."""
+    if turns is None:
+        return rows
+    said = [row["prompt"].split(HUMAN)[1:] for row in rows]
+    return [
+        row | {"prompt": HUMAN + HUMAN.join(parts[-turns:])} if len(parts) > turns else row
+        for row, parts in zip(rows, said, strict=True)
+    ]
+
+
+def evaluated(rows: list[dict[str, Any]], most: int) -> list[dict[str, Any]]:
+    """Return the rows whose prompts are short enough, evenly thinned out to about as many as there may be."""
+    kept = [row for row in rows if len(row["prompt"]) <= LONGEST_PROMPT]
+    return kept[:: max(1, len(kept) // most)]
 
 
 def write_with_margin(source: Path, target: Path) -> None:
@@ -127,8 +134,8 @@ def evaluate(arguments: argparse.Namespace, folder: Path) -> dict[str, float]:
     for name in (arguments.preferences, *arguments.also):
         is_own = name == arguments.preferences
         rows = read(arguments.held_out if is_own else arguments.data / f"eval_{name}.jsonl")
-        pairs = [format_pair(row) for row in rows if len(row["prompt"]) <= LONGEST_PROMPT]
-        pairs = pairs[:: max(1, len(pairs) // arguments.max_eval_samples)]
+        rows = keep_last_turns(rows, arguments.last_turns)
+        pairs = [format_pair(row) for row in evaluated(rows, arguments.max_eval_samples)]
         scores = [model.score([(pair["prompt"], pair[side]) for pair in pairs]) for side in ("chosen", "rejected")]
         differences = [chosen - rejected for chosen, rejected in zip(*scores, strict=True)]
         measures[name] = accuracy(differences, [pair["prompt"] for pair in pairs]).value
@@ -169,16 +176,20 @@ def main() -> None:
     parser.add_argument("--parallel", type=int, default=1, help=PARALLEL_HELP)
     parser.add_argument("--output", type=Path, default=Path("runs/reward_human_preferences"))
     arguments = parser.parse_args()
+    if arguments.last_turns is not None and arguments.last_turns < 1:
+        parser.error("--last_turns must be at least 1.")
+    for name in ("fold", "last_turns"):  # other rows, so other runs
+        value = getattr(arguments, name)
+        arguments.output /= "" if value is None else f"{name}-{value}"
     arguments.output.mkdir(parents=True, exist_ok=True)
-    if arguments.last_turns is not None:
-        cut, names = arguments.output / "last_turns", [arguments.preferences, *arguments.also]
-        keep_last_turns(arguments.data, names, arguments.last_turns, cut)
-        arguments.data = cut
     source = arguments.data / f"pref_{arguments.preferences}.jsonl"
     arguments.held_out = arguments.data / f"eval_{arguments.preferences}.jsonl"
     if arguments.fold is not None or not arguments.held_out.is_file():
         source, arguments.held_out = split_by_prompt(source, arguments.output, arguments.fold)
-    floor = bag_of_words(read(source), read(arguments.held_out))
+    train_rows, held_out = (keep_last_turns(read(path), arguments.last_turns) for path in (source, arguments.held_out))
+    floor = bag_of_words(train_rows, evaluated(held_out, arguments.max_eval_samples))
+    source = arguments.output / f"train_{arguments.preferences}.jsonl"
+    write_jsonl(source, train_rows)
     write_formatted(source, arguments.output / f"pref_{arguments.preferences}.jsonl")
     if "strength as margin" in arguments.losses:
         write_with_margin(source, arguments.output / f"margin_{arguments.preferences}.jsonl")

@@ -5,9 +5,8 @@ projects every position onto the vocabulary. So a model with learned positions (
 than `generate` did, a part of a batch would be as wide as the whole, and a CPU would work for tokens that nobody reads.
 
 Log-probabilities at rollout and in training are those of the same weights only if the same rows are in a pass, with the
-same padding. In 8 bit, bitsandbytes keeps those columns of the activations apart in which any token of the batch has a
-large value, and rounds the others: with Gemma 3 270M, the log-probability of a token changes by 0.18 (standard
-deviation) with its company, and one ratio in five would be clipped though no weight has moved.
+same padding: in bfloat16 the shape of a matrix product changes its rounding, and in 8 bit, on a GPU, bitsandbytes
+rounds all columns of the activations but those in which any token of the batch has a large value.
 """
 
 import inspect
@@ -91,7 +90,7 @@ def _real_columns(prompt_mask: Tensor, completion_mask: Tensor) -> tuple[int, in
     return int(prompt_mask.any(0).int().argmax()), max(1, end)  # a batch of masked completions keeps a column
 
 
-def deal(count: int, num_generations: int) -> Tensor:
+def interleaved(count: int, num_generations: int) -> Tensor:
     """Return an order of `count` completions, (count,), in which those of a prompt, which lie side by side, lie apart.
 
     Every completion keeps its place if there is one per prompt: prompts come in random order.
@@ -122,7 +121,7 @@ def micro_batches(
     return found
 
 
-def joined(parts: Sequence[Tensor], order: Tensor, length: int) -> Tensor:
+def rejoined(parts: Sequence[Tensor], order: Tensor, length: int) -> Tensor:
     """Return what the passes of `micro_batches` gave, (b, c) each, as one tensor in the order of the texts.
 
     Args:

@@ -11,15 +11,22 @@ from .quantization import int8_layers
 
 
 @contextmanager
-def evaluation_mode(model: nn.Module) -> Iterator[None]:
-    """Put the model and all of its layers into evaluation mode, and each one back into the mode that it was in."""
-    training = [module for module in model.modules() if module.training]
-    model.eval()
+def modes_as_they_were(model: nn.Module) -> Iterator[None]:
+    """Put each layer back into the mode that it was in, whatever happens inside."""
+    modes = {module: module.training for module in model.modules()}
     try:
         yield
     finally:
-        for module in training:
-            module.training = True
+        for module, training in modes.items():
+            module.training = training
+
+
+@contextmanager
+def evaluation_mode(model: nn.Module) -> Iterator[None]:
+    """Put the model and all of its layers into evaluation mode, and each one back into the mode that it was in."""
+    with modes_as_they_were(model):
+        model.eval()
+        yield
 
 
 @contextmanager

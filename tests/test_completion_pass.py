@@ -8,10 +8,10 @@ from trl.trainer.utils import add_fused_lm_head
 
 from rlhf_ext.completion_pass import (
     completion_pass,
-    deal,
-    joined,
+    interleaved,
     micro_batches,
     positions,
+    rejoined,
     whole_texts,
     without_padding,
 )
@@ -59,9 +59,9 @@ def test_a_batch_of_masked_completions_keeps_a_column():
 
 
 def test_completions_of_a_prompt_are_dealt_apart():
-    assert deal(6, 3).tolist() == [0, 3, 1, 4, 2, 5]
-    assert deal(4, 1).tolist() == [0, 1, 2, 3]
-    assert deal(5, 2).tolist() == [0, 2, 4, 1, 3]  # a process may hold a part of a group
+    assert interleaved(6, 3).tolist() == [0, 3, 1, 4, 2, 5]
+    assert interleaved(4, 1).tolist() == [0, 1, 2, 3]
+    assert interleaved(5, 2).tolist() == [0, 2, 4, 1, 3]  # a process may hold a part of a group
 
 
 @given(st.integers(1, 9), st.integers(1, 4), st.integers(1, 4), st.data())
@@ -76,12 +76,12 @@ def test_micro_batches_are_the_batches_of_training_and_join_to_the_whole(count, 
         "prompt_ids": torch.rand(count, 4) * prompt_mask,
         "completion_ids": torch.rand(count, 5) * completion_mask,
     }
-    order = deal(count, num_generations)
+    order = interleaved(count, num_generations)
     passes = micro_batches(*whole_texts(batch), order, size, trim=True)
     for rows, (ids, mask, length) in zip(order.split(size), passes, strict=True):
         trained = whole_texts(without_padding({name: value[rows] for name, value in batch.items()}))
         assert torch.equal(ids, trained[0]) and torch.equal(mask, trained[1]) and length == trained[2]
-    assert torch.equal(joined([ids[:, -length:] for ids, _, length in passes], order, 5), batch["completion_ids"])
+    assert torch.equal(rejoined([ids[:, -length:] for ids, _, length in passes], order, 5), batch["completion_ids"])
     untrimmed = micro_batches(*whole_texts(batch), order, size, trim=False)
     assert all(ids.shape[1] == 9 and length == 5 for ids, _, length in untrimmed)
 

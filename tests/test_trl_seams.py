@@ -58,7 +58,7 @@ SEAMS = [
     (trl.GRPOTrainer, "__init__", "self.eos_token_ids = eos_token_ids", "stop tokens of one's own"),
     (trl.GRPOTrainer, "_get_train_sampler", "return RepeatSampler(", "an order that depends on seed and epoch"),
     (trl.GRPOTrainer, "_prepare_inputs", "self._step % generate_every == 0", "when a new batch begins"),
-    (trl.GRPOTrainer, "_prepare_inputs", "= shuffle_sequence_dict(generation_batch)", "dealing to steps as to passes"),
+    (trl.GRPOTrainer, "_prepare_inputs", "= shuffle_sequence_dict(generation_batch)", "steps in the order of passes"),
     (grpo_trainer, "shuffle_sequence_dict", "def shuffle_sequence_dict(", "the same"),
     (
         trl.GRPOTrainer,

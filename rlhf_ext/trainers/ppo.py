@@ -19,9 +19,9 @@ from transformers import PreTrainedModel
 
 from ..adapters import base_as_it_was
 from ..advantages import masked_mean, mean_shortfall, whiten
-from ..completion_pass import joined, whole_texts, without_padding
+from ..completion_pass import rejoined, whole_texts, without_padding
 from ..critics import make_critic
-from ..dropout import check_adapter_dropout, disable_dropout, without_dropout
+from ..dropout import check_adapter_dropout, disable_dropout, modes_as_they_were, without_dropout
 from ..generation import special_tokens_only
 from ..kl import per_token_kl
 from ..losses.ppo import clipped_value_loss
@@ -148,8 +148,11 @@ class PPOTrainer(TrainsCritic, ResumesExactly, MakesSamePasses, trl.GRPOTrainer)
     # Rollout
 
     def _generate_single_turn(self, *args: Any, **kwargs: Any) -> tuple:
-        """Draws with the options that were given, to which Transformers adds what a model asks for itself."""
-        with special_tokens_only(self.model):
+        """Draws with the options that were given, to which Transformers adds what a model asks for itself.
+
+        TRL puts the model into training mode after continuous batching, also in an evaluation.
+        """
+        with special_tokens_only(self.model), modes_as_they_were(self.model):
             return super()._generate_single_turn(*args, **kwargs)
 
     def _calculate_rewards(self, inputs: list, prompts: list, completions: list, completion_ids_list: list) -> Tensor:
@@ -183,7 +186,7 @@ class PPOTrainer(TrainsCritic, ResumesExactly, MakesSamePasses, trl.GRPOTrainer)
             output = super()._generate_and_score_completions(inputs)
             with torch.no_grad():
                 values = [self._values(*texts) for texts in self._rollout_passes(*whole_texts(output))]
-            values = joined(values, self._order(len(self._scores)), output["completion_ids"].size(1))
+            values = rejoined(values, self._order(len(self._scores)), output["completion_ids"].size(1))
         self.critic.unfreeze()
         logps = output["old_per_token_logps"]
         mask = output["completion_mask"] * output.get("tool_mask", 1)
@@ -307,9 +310,11 @@ class PPOTrainer(TrainsCritic, ResumesExactly, MakesSamePasses, trl.GRPOTrainer)
         device = self.accelerator.device
         stacked = torch.stack([mean.detach().to(device, torch.float32) for mean in (*means.values(), torch.ones(()))])
         *totals, total = self._sum(stacked * weight).tolist()
-        averaged = [value / max(total, 1e-12) for value in totals]
         metrics = self._metrics["train" if self.model.training else "eval"]
         metrics.pop("frac_reward_zero_std", None)  # of groups, which play no part
+        if not total:  # all completions are masked, and a mean of 0 would count in what is logged
+            return
+        averaged = [value / total for value in totals]
         for name, mean in zip(means, averaged, strict=True):
             metrics[name].append(mean)
 

@@ -36,16 +36,14 @@ def test_every_dialogue_is_held_out_once_and_whole(benchmark, tmp_path):
     assert sorted(map(str, held_out)) == sorted(map(str, rows))
 
 
-def test_last_turns_of_dialogues_are_kept(benchmark, tmp_path):
+def test_last_turns_of_dialogues_are_kept(benchmark):
     dialogue = "\n\nHuman: 1\n\nAssistant: 2\n\nHuman: 3\n\nAssistant: 4\n\nHuman: 5\n\nAssistant:"
-    write(tmp_path / "eval_x.jsonl", [dialogue, "Why?"])
-    for turns, kept in (
-        (1, "\n\nHuman: 5\n\nAssistant:"),
-        (2, dialogue[dialogue.index("\n\nHuman: 3") :]),
-        (9, dialogue),
-    ):
-        benchmark.keep_last_turns(tmp_path, ["x", "y"], turns, tmp_path / "cut")
-        assert [row["prompt"] for row in benchmark.read(tmp_path / "cut" / "eval_x.jsonl")] == [kept, "Why?"]
+    rows = [{"prompt": prompt, "chosen": "a"} for prompt in (dialogue, f"As said.{dialogue}", "Why?")]
+    last_two = dialogue[dialogue.index("\n\nHuman: 3") :]
+    for turns, kept in ((1, ["\n\nHuman: 5\n\nAssistant:"] * 2), (2, [last_two] * 2), (3, None), (None, None)):
+        cut = benchmark.keep_last_turns(rows, turns)
+        assert [row["prompt"] for row in cut[:2]] == (kept or [row["prompt"] for row in rows[:2]])
+        assert cut[2] == rows[2]
 
 
 def test_floor_learns_words_that_decide(benchmark):

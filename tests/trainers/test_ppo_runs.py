@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import trl
 from datasets import Dataset
 from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file
@@ -313,40 +314,61 @@ def test_mini_batches_with_accumulation_make_all_their_steps(make_trainer):
     assert ratios[0] == 1.0 and all(abs(ratio - 1) < 0.05 for ratio in ratios)  # means, not diluted ones
 
 
-def note_values(trainer):
-    """Return two lists that get ids, mask, length and values of the critic's passes, at rollout and in training."""
-    noted = [], []
-    compute = trainer.critic.values
+def gaps_to_rollout(trainer):
+    """Return a list that gets, at every step, the largest gaps to the log-probabilities and values of the rollout.
 
-    def values(ids, mask, length):
-        found = compute(ids, mask, length)
-        noted[torch.is_grad_enabled()].append((ids.tolist(), mask.tolist(), length, found.detach()))
-        return found
+    Those of values are to their mean, as the bias has moved by a constant.
+    """
+    gaps, values = [], []
+    value_pass, loss = trainer.critic.values, trainer._compute_loss
 
-    trainer.critic.values = values
-    return noted
+    def noting(*texts):
+        values.append(value_pass(*texts))
+        return values[-1]
+
+    def compare(model, inputs):
+        result = loss(model, inputs)
+        length = values[-1].size(1)
+        mask = inputs["completion_mask"][:, :length].bool()
+        moved = [
+            (now.detach() - inputs[name][:, :length])[mask]
+            for now, name in ((trainer._last_logps, "old_per_token_logps"), (values[-1], "values"))
+        ]
+        gaps.append((moved[0].abs().max().item(), (moved[1] - moved[1].mean()).abs().max().item()))
+        return result
+
+    trainer.critic.values, trainer._compute_loss = noting, compare
+    return gaps
 
 
 @pytest.mark.parametrize("critic", ["head", "adapter", "model"])
-def test_training_makes_the_passes_of_the_rollout(critic, make_trainer):
-    """Other rows beside a text, or more padding, would change its log-probabilities in bfloat16 and in 8 bit."""
+def test_weights_that_stay_as_they_are_give_what_they_gave_at_rollout(critic, make_trainer):
+    """In bfloat16 other rows beside a text, or more padding, would change both log-probabilities and values."""
     options = {"num_generations": 2, "per_device_train_batch_size": 2, "steps_per_generation": 4, "num_iterations": 2}
-    trainer = make_trainer(
-        critic=critic, lora={} if critic == "adapter" else None, **options, num_train_epochs=1, max_steps=-1
-    )
-    at_rollout, in_training = note_values(trainer)  # a critic that reads the policy's passes refuses any other
+    options |= {"model_init_kwargs": {"dtype": "bfloat16"}, "learning_rate": 1e-12, "critic_learning_rate": 1e-12}
+    lora = {} if critic == "adapter" else None
+    trainer = make_trainer(critic=critic, lora=lora, **options, num_train_epochs=1, max_steps=-1)
+    head = trainer.critic.module.head if critic == "model" else trainer.critic.module
+    torch.nn.init.normal_(head.weight, std=0.1)
+    prompts = []
+    compute = trainer._compute_loss
+
+    def note_prompts(model, inputs):
+        prompts.append(inputs["prompt_ids"].tolist())
+        return compute(model, inputs)
+
+    trainer._compute_loss = note_prompts
+    gaps = gaps_to_rollout(trainer)
     trainer.train()
-    assert len(at_rollout) == 8 and len({len(ids[0]) for ids, *_ in at_rollout}) > 1  # some are shorter than others
-    for batch in range(2):  # of completions, each for two epochs
-        made = [texts for *texts, _ in at_rollout[4 * batch : 4 * batch + 4]]
-        assert [texts for *texts, _ in in_training[8 * batch : 8 * batch + 8]] == 2 * made
-        assert all(ids[0] != ids[1] for ids, *_ in made)  # two completions of a prompt lie apart
-    assert log_of(trainer, "ratio")[0] == 1.0
+    assert len(gaps) == 16  # two batches of 4 parts, for two epochs
+    assert max(logps for logps, _ in gaps) == 0.0
+    assert max(values for _, values in gaps) < 1e-5  # float32, shifted
+    assert all(one != other for one, other in prompts)  # two completions of a prompt lie apart
 
 
 @pytest.mark.parametrize("critic", ["head", "adapter"])
-def test_weights_that_stay_as_they_are_have_a_ratio_of_1_in_8_bit(critic, make_trainer, model_name, tmp_path):
-    """Where activations are rounded at rollout and not in training, or otherwise, a fifth of all tokens is clipped."""
+def test_8_bit_layers_compute_at_rollout_what_they_compute_in_training(critic, make_trainer, model_name, tmp_path):
+    """On a CPU they round activations in evaluation mode, which a reward model on the same layers asks for."""
     from rlhf_ext import RewardConfig, RewardTrainer
     from rlhf_ext.demo.data import preference_dataset
 
@@ -365,14 +387,35 @@ def test_weights_that_stay_as_they_are_have_a_ratio_of_1_in_8_bit(critic, make_t
     options |= {"critic": critic, "steps_per_generation": 2, "max_steps": 2}
     options["model_init_kwargs"] = {"quantization_config": quantization, "dtype": "float32"}
     trainer = make_trainer(lora={}, reward=None, **options, learning_rate=1e-9, critic_learning_rate=1e-9)
-    noted = note_values(trainer)
+    gaps = gaps_to_rollout(trainer)
     trainer.train()
-    gaps = [abs(ratio - 1) for ratio in log_of(trainer, "ratio")]
-    assert len(gaps) == 2 and max(gaps) < 1e-5
-    for (*_, before), (*_, after) in zip(*noted, strict=True):
-        moved = after - before  # by a constant, the bias
-        assert moved.std() < 1e-5 < before.std()
+    assert len(gaps) == 2 and max(map(max, gaps)) < 1e-5
     assert max(log_of(trainer, "kl/k3")) < 1e-6  # the reference is the same base, with the adapter off
+
+
+def test_generation_leaves_the_mode_of_an_evaluation(make_trainer, prompts, monkeypatch):
+    """TRL's continuous batching puts the model into training mode, and an evaluation would train the KL controller."""
+    generate = trl.GRPOTrainer._generate_single_turn
+
+    def then_train(self, *args, **kwargs):
+        result = generate(self, *args, **kwargs)
+        self.model.train()
+        return result
+
+    monkeypatch.setattr(trl.GRPOTrainer, "_generate_single_turn", then_train)
+    trainer = make_trainer(eval_dataset=prompts, scale_scores=True)
+    before = trainer.score_stats.state_dict(), trainer.kl_controller.coef
+    metrics = trainer.evaluate()
+    assert "eval_kl/k1" in metrics and not any(module.training for module in trainer.model.modules())
+    assert (trainer.score_stats.state_dict(), trainer.kl_controller.coef) == before
+
+
+def test_a_part_without_tokens_does_not_dilute_what_is_logged(make_trainer):
+    trainer = make_trainer()
+    trainer.model.train()
+    trainer._log({"ratio": torch.tensor(0.0)}, weight=torch.tensor(0))
+    trainer._log({"ratio": torch.tensor(1.0)}, weight=torch.tensor(3))
+    assert trainer._metrics["train"]["ratio"] == [1.0]
 
 
 @pytest.mark.parametrize("disable", [True, False])

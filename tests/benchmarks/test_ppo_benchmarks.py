@@ -34,10 +34,6 @@ class Turns:
         return "\n"
 
 
-def _beside(models, others):
-    return [model for model in models if not any(model is other for other in others)]
-
-
 @pytest.mark.parametrize(("reward", "copies"), [("adapter", 1), ("model", 2)])
 def test_a_side_reports_versions_weights_and_seconds(reward, copies, tmp_path, monkeypatch, capsys):
     import ppo_vs_trl_1_12_side as side
@@ -47,7 +43,8 @@ def test_a_side_reports_versions_weights_and_seconds(reward, copies, tmp_path, m
     monkeypatch.setattr(sys, "stdin", Turns(3))
     settings = {"side": "head", "folder": str(tmp_path), "epochs": 2, "new_tokens": 4, "reward": reward}
     # The side counts models in a process of its own; here other tests' may not be collected yet.
-    monkeypatch.setattr(side, "backbones", lambda old=side.backbones, others=side.backbones(): _beside(old(), others))
+    models, others = side.backbones, set(map(id, side.backbones()))
+    monkeypatch.setattr(side, "backbones", lambda: [model for model in models() if id(model) not in others])
     with pytest.raises(EndOfTurns):
         side.main(settings)
     lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("REPORT ")]

@@ -5,9 +5,8 @@
 The recipes run as a user runs them, with `--config`, on a randomly initialised Llama of Qwen2.5-7B's sizes (random
 weights need the memory and the time of trained ones) and on rows of the full `max_length`, for a few optimizer steps.
 SFT, DPO and reward model run first, then PPO with the reward model's adapter and the whole batch of completions that
-its configuration has, two optimizer steps of it. `--together` starts the first three side
-by side, for a GPU with room for them: memory is each one's own, but time is not worth reporting then. Peak memory is
-that of PyTorch's allocator, tensors and reserved.
+its configuration has. `--together` starts the first three side by side, for a GPU with room for them: memory is each
+one's own, but time is not worth reporting then. Peak memory is that of PyTorch's allocator, tensors and reserved.
 """
 
 from rlhf_ext.console import quiet_libraries

@@ -7,13 +7,10 @@ from pathlib import Path
 
 import pytest
 
-FOLDER = str(Path(__file__).parents[2] / "benchmarks")
-
 
 @pytest.fixture
 def benchmark(monkeypatch, tmp_path, model_name):
     """The benchmark with a recipe that only writes results, its data, and the options that name both."""
-    monkeypatch.syspath_prepend(FOLDER)
     import dpo_human_preferences
 
     commands = []

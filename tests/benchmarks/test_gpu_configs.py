@@ -8,12 +8,9 @@ from types import SimpleNamespace
 import pytest
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-FOLDER = str(Path(__file__).parents[2] / "benchmarks")
-
 
 @pytest.fixture
-def benchmark(monkeypatch):
-    monkeypatch.syspath_prepend(FOLDER)
+def benchmark():
     import gpu_configs
 
     return gpu_configs

@@ -1,18 +1,14 @@
 """The sentiment benchmark: its reward has the right sign, and its perplexity is the one that a loss gives."""
 
 import json
-from pathlib import Path
 
 import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-FOLDER = str(Path(__file__).parents[2] / "benchmarks")
-
 
 @pytest.fixture
-def benchmark(monkeypatch):
-    monkeypatch.syspath_prepend(FOLDER)
+def benchmark():
     import ppo_sentiment
 
     return ppo_sentiment

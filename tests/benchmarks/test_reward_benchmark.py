@@ -1,16 +1,12 @@
 """The benchmark of reward models: what it holds out, what it keeps of a prompt, and the floor."""
 
 import json
-from pathlib import Path
 
 import pytest
 
-FOLDER = str(Path(__file__).parents[2] / "benchmarks")
-
 
 @pytest.fixture
-def benchmark(monkeypatch):
-    monkeypatch.syspath_prepend(FOLDER)
+def benchmark():
     import reward_human_preferences
 
     return reward_human_preferences

@@ -13,7 +13,8 @@ TRL 1.12.0 runs on today's dependencies. `--trl_1_12` names a folder with it, un
 
 Sides are named by critic and by the type of the base weights. TRL 1.12 ignores `bf16=True`, so that its fair rival in
 bfloat16 is the side that loads all its models in that type. `--reward adapter` makes our reward model a LoRA adapter of
-the policy's base, as TRL's cannot be; with `--reward model` it is a model of its own, as TRL's is.
+the policy's base, as TRL's cannot be; with `--reward model` it is a model of its own, as TRL's is. Ours generates with
+the policy's adapter merged into its base (`merge_adapter_for_generation`), or with `--no-merge` beside it, the default.
 """
 
 from rlhf_ext.console import quiet_libraries
@@ -97,6 +98,7 @@ def main() -> None:
     parser.add_argument("--trl_1_12", help="folder with TRL 1.12.0, unpacked")
     parser.add_argument("--sides", nargs="+", choices=SIDES, default=SIDES)
     parser.add_argument("--reward", choices=["adapter", "model"], default="adapter")
+    parser.add_argument("--merge", action=argparse.BooleanOptionalAction, default=True)
     parser.add_argument("--epochs", nargs="+", type=int, default=[1, 4])
     parser.add_argument("--rounds", type=int, default=7, help="timed updates of each side")
     parser.add_argument("--memory_runs", type=int, default=2)
@@ -104,14 +106,15 @@ def main() -> None:
     parser.add_argument("--hidden_size", type=int, default=512)
     parser.add_argument("--new_tokens", type=int, default=64)
     arguments = parser.parse_args()
-    result: dict[str, Any] = {"threads": os.environ.get("OMP_NUM_THREADS"), "reward": arguments.reward, "sides": {}}
+    result: dict[str, Any] = {"threads": os.environ.get("OMP_NUM_THREADS"), "sides": {}}
+    result |= {"reward": arguments.reward, "merge_adapter_for_generation": arguments.merge}
     with tempfile.TemporaryDirectory() as folder:
         old_trl = arguments.trl_1_12 or str(Path(folder, "trl_1_12"))
         if arguments.trl_1_12 is None and any(side.startswith("trl_1_12") for side in arguments.sides):
             command = ["install", "--quiet", "--no-deps", "--target", old_trl, "trl==1.12.0"]
             subprocess.run([sys.executable, "-m", "pip", *command], check=True)
         write_models(Path(folder), layers=arguments.layers, hidden_size=arguments.hidden_size)
-        settings = {"folder": folder, "new_tokens": arguments.new_tokens, "reward": arguments.reward}
+        settings = {name: getattr(arguments, name) for name in ("new_tokens", "reward", "merge")} | {"folder": folder}
 
         def start(name: str, epochs: int, **variables: str) -> Side:
             environment = {**os.environ, **(variables or KEEP_BLOCKS)}

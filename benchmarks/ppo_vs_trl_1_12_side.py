@@ -120,12 +120,13 @@ def trl_1_12(folder: str, *, bf16: bool, epochs: int, new_tokens: int) -> Traine
     )
 
 
-def ours(folder: str, *, critic: str, reward: str, bf16: bool, epochs: int, new_tokens: int) -> Trainer:
+def ours(folder: str, *, critic: str, reward: str, merge: bool, bf16: bool, epochs: int, new_tokens: int) -> Trainer:
     """Our trainer."""
     from rlhf_ext import PPOConfig, PPOTrainer
 
     options = {"per_device_train_batch_size": BATCH // MINI_BATCHES, "steps_per_generation": MINI_BATCHES}
     options |= {"num_iterations": epochs, "max_completion_length": new_tokens, "bf16": bf16, "critic": critic}
+    options |= {"merge_adapter_for_generation": merge}
     options |= {"model_init_kwargs": {"dtype": "bfloat16" if bf16 else "float32"}}
     if reward == "adapter":
         options["reward_adapter"] = f"{folder}/reward_adapter"
@@ -256,7 +257,7 @@ def main(settings: dict[str, Any]) -> None:
     if name == "trl_1_12":
         trainer = trl_1_12(folder, **options)
     else:
-        trainer = ours(folder, critic=name, reward=settings["reward"], **options)
+        trainer = ours(folder, critic=name, reward=settings["reward"], merge=settings["merge"], **options)
     trainer.add_callback(Turns(1 if name == "trl_1_12" else trainer.args.steps_per_batch))
     trainer.train()
 

@@ -70,11 +70,11 @@ def active_adapter(layers: Iterable[BaseTunerLayer], name: str) -> Iterator[None
 
 @contextmanager
 def base_as_it_was(model: nn.Module) -> Iterator[None]:
-    """Give the base its own weights back at the end, after adapters were merged into them and subtracted again.
+    """Give the base its own weights back at the end, after adapters were merged into them.
 
-    That is what TRL does to send weights to vLLM. In bfloat16 a sixth of the weights are others afterwards, and errors
-    add up (trl#6688): the adapter would be trained on another base than it is saved for, and reference, critic and
-    reward model run on it too. The copy is kept in the memory of the CPU.
+    PEFT subtracts them again, as TRL has it do after sending weights to vLLM. In bfloat16 a sixth of the weights are
+    others then, and errors add up (trl#6688): the adapter would be trained on another base than it is saved for, and
+    reference, critic and reward model run on it too. The copy is kept in the memory of the CPU.
     """
     layers = tuner_layers(model)
     weights = [weight for layer in layers for weight in layer.get_base_layer().parameters()]
@@ -83,10 +83,18 @@ def base_as_it_was(model: nn.Module) -> Iterator[None]:
         yield
     finally:
         for layer in layers:
-            if layer.merged:  # the engine has failed in between
+            if layer.merged:
                 layer.unmerge()
         for weight, values in zip(weights, before, strict=True):
             weight.data.copy_(values)
+
+
+@contextmanager
+def merged_adapter(model: PeftModel) -> Iterator[None]:
+    """Run the passes inside with the active adapter merged into the base, which saves all of its own products."""
+    with base_as_it_was(model):
+        model.merge_adapter()
+        yield
 
 
 def as_pass_of(model: nn.Module, function: nn.Module) -> Callable[..., Any]:

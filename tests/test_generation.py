@@ -114,6 +114,16 @@ def test_everything_is_left_as_it_was(model, tokenizer, prompts, monkeypatch):
     model.eval()
 
 
+def test_head_reads_no_slice(model, tokenizer, prompts):
+    """A CPU would copy the head's weights for every prompt in bfloat16."""
+    seen, hooks = [], len(model.lm_head._forward_pre_hooks)
+    noted = model.lm_head.register_forward_hook(lambda _, inputs, __: seen.append(inputs[0]))
+    generate(model, tokenizer, prompts[:3], **GREEDY)
+    noted.remove()
+    assert seen and all(hidden.shape[:2] == (3, 1) and hidden.is_contiguous() for hidden in seen)
+    assert len(model.lm_head._forward_pre_hooks) == hooks
+
+
 def test_adapters_and_gradients(model_name, tokenizer, prompts):
     base = AutoModelForCausalLM.from_pretrained(model_name, dtype=torch.float32)
     plain = generate(base, tokenizer, prompts, **GREEDY)

@@ -8,6 +8,7 @@ repeated here, and the `head` critic reads its values off a pass that the policy
 
 import logging
 import math
+from contextlib import nullcontext
 from typing import Any, ClassVar
 
 import torch
@@ -17,12 +18,12 @@ from peft import PeftModel
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from ..adapters import base_as_it_was
+from ..adapters import base_as_it_was, merged_adapter
 from ..advantages import masked_mean, mean_shortfall, whiten
 from ..completion_pass import rejoined, whole_texts, without_padding
 from ..critics import make_critic
 from ..dropout import check_adapter_dropout, disable_dropout, modes_as_they_were, without_dropout
-from ..generation import special_tokens_only
+from ..generation import contiguous_hidden_states, special_tokens_only
 from ..kl import per_token_kl
 from ..losses.ppo import clipped_value_loss
 from ..ppo_rewards import ended_by_itself, token_rewards
@@ -152,7 +153,13 @@ class PPOTrainer(TrainsCritic, ResumesExactly, MakesSamePasses, trl.GRPOTrainer)
 
         TRL puts the model into training mode after continuous batching, also in an evaluation.
         """
-        with special_tokens_only(self.model), modes_as_they_were(self.model):
+        merged = merged_adapter(self.model) if self.args.merge_adapter_for_generation else nullcontext()
+        with (
+            special_tokens_only(self.model),
+            contiguous_hidden_states(self.model),
+            modes_as_they_were(self.model),
+            merged,
+        ):
             return super()._generate_single_turn(*args, **kwargs)
 
     def _calculate_rewards(self, inputs: list, prompts: list, completions: list, completion_ids_list: list) -> Tensor:

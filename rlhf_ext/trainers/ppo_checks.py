@@ -2,6 +2,7 @@
 
 import logging
 import os
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -9,10 +10,11 @@ from typing import Any
 import torch
 from accelerate.utils import parse_flag_from_env
 from datasets import Dataset
-from peft import PeftModel
+from peft import LoraConfig, PeftModel
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
+from ..adapters import tuner_layers
 from ..quantization import is_quantized
 from .ppo_config import PPOConfig
 from .ppo_options import advantage_name
@@ -90,7 +92,8 @@ def check_engine(args: PPOConfig) -> None:
 
     Raises:
         ValueError: DeepSpeed, whose engine makes an optimizer of one model's weights, and FSDP1, which flattens them;
-            `reward_adapter` under FSDP2, where all processes must make the same number of passes.
+            `reward_adapter` under FSDP2, where all processes must make the same number of passes, and
+            `merge_adapter_for_generation`, where a process has a part of each weight.
     """
     fsdp_version = (args.fsdp_plugin_args or {}).get("fsdp_version")
     if fsdp_version is None and parse_flag_from_env("ACCELERATE_USE_FSDP"):
@@ -105,6 +108,10 @@ def check_engine(args: PPOConfig) -> None:
         raise ValueError(
             "reward_adapter does not run under FSDP, where all processes must make the same number of passes: scoring "
             "makes as many as its texts need. Give the reward model as a reward function."
+        )
+    if fsdp_version is not None and args.merge_adapter_for_generation:
+        raise ValueError(
+            "merge_adapter_for_generation does not run under FSDP, where a process has a part of each weight: drop it."
         )
 
 
@@ -149,19 +156,38 @@ def check_policy(policy: nn.Module, args: PPOConfig, *, is_multimodal: bool) -> 
     """Raise where the critic could not read what the policy reads; warn where the policy is not what is drawn from.
 
     Raises:
-        ValueError: Images for a critic that would not see them, or prompt tuning, whose reference passes cannot be told
-            from the policy's.
+        ValueError: Images for a critic that would not see them, prompt tuning, whose reference passes cannot be told
+            from the policy's, or an adapter that cannot be merged where that was asked for.
     """
     if is_multimodal and args.critic != "head":
         raise ValueError(f"critic={args.critic!r} would not see the images: use critic='head'.")
     if isinstance(policy, PeftModel) and any(config.is_prompt_learning for config in policy.peft_config.values()):
         raise ValueError("Prompt tuning puts no adapter into the layers, which the critics need: use LoRA.")
+    if args.merge_adapter_for_generation:
+        _check_merging(policy)
     changed = [f"{n}={getattr(args, n)}" for n, neutral in NEUTRAL_SAMPLING.items() if getattr(args, n) not in neutral]
     changed += [f"{n}={v}" for n, v in (args.generation_kwargs or {}).items() if n in NEUTRAL_SAMPLING]
     if changed:
         logger.warning(
             "Completions are drawn with %s, and KL and ratio are of the whole distribution: expect them to be off.",
             ", ".join(changed),
+        )
+
+
+def _check_merging(policy: nn.Module) -> None:
+    """Raise where the policy has no adapter to merge, or would compute something else with it merged."""
+    if not isinstance(policy, PeftModel) or not isinstance(policy.peft_config["default"], LoraConfig):
+        raise ValueError(
+            "merge_adapter_for_generation has no effect without LoRA: pass a peft_config (--use_peft), or drop it."
+        )
+    if is_quantized(policy):
+        raise ValueError("merge_adapter_for_generation would round the adapter to the base's 8 or 4 bit: drop it.")
+    merged = {id(weight) for layer in tuner_layers(policy) for weight in layer.get_base_layer().parameters()}
+    users = Counter(id(weight) for _, weight in policy.named_parameters(remove_duplicate=False))
+    if any(users[weight] > 1 for weight in merged):
+        raise ValueError(
+            "merge_adapter_for_generation would also change what shares a weight with a layer that has an adapter, as "
+            "an LM head may with the embeddings: leave these out of target_modules, or drop it."
         )
 
 

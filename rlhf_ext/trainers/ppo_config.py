@@ -69,6 +69,9 @@ class PPOConfig(trl.GRPOConfig):
             Subtract this from the score of a completion that does not end by itself.
         missing_eos_score (`float`, *optional*):
             Replace the score of a completion that does not end by itself.
+        merge_adapter_for_generation (`bool`, *optional*, defaults to `False`):
+            Merge the policy's LoRA adapter into its base while completions are generated. Faster; over a base in
+            bfloat16 the merged weights are rounded. Meanwhile a copy of the base is kept in the memory of the CPU.
         critic (`str`, *optional*, defaults to `"head"`):
             Where values come from: `"head"` reads them off the policy's own hidden states, `"adapter"` is a LoRA
             adapter of its own on the policy's frozen base, `"model"` a model of its own.
@@ -132,6 +135,9 @@ class PPOConfig(trl.GRPOConfig):
     )
     missing_eos_score: float | None = field(
         default=None, metadata={"help": "Replace the score of a completion that does not end by itself."}
+    )
+    merge_adapter_for_generation: bool = field(
+        default=False, metadata={"help": "Merge the policy's adapter into its base while completions are generated."}
     )
     critic: Literal["head", "adapter", "model"] = field(
         default="head",

@@ -107,6 +107,8 @@ def check_without_effect(args: "PPOConfig") -> None:
         raise ValueError("kl_horizon has no effect with kl_target=None, which keeps the coefficient fixed.")
     if "use_bias_correction_kl" in changed and not args.beta:
         raise ValueError("use_bias_correction_kl has no effect with beta=0: it corrects the KL in the loss.")
+    if args.merge_adapter_for_generation and args.use_vllm:
+        raise ValueError("merge_adapter_for_generation has no effect with use_vllm: it is sent merged weights anyway.")
     if args.mask_truncated_completions and (args.missing_eos_penalty or args.missing_eos_score is not None):
         raise ValueError(
             "A missing EOS has no effect with mask_truncated_completions, which leaves such completions out."

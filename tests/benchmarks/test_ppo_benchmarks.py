@@ -38,7 +38,7 @@ def test_a_side_reports_versions_weights_and_seconds(reward, copies, tmp_path, m
     monkeypatch.setattr(side, "VOCABULARY", 64)
     side.write_models(tmp_path, layers=1, hidden_size=16)
     monkeypatch.setattr(sys, "stdin", Turns(3))
-    settings = {"side": "head", "folder": str(tmp_path), "epochs": 2, "new_tokens": 4, "reward": reward}
+    settings = {"side": "head", "folder": str(tmp_path), "epochs": 2, "new_tokens": 4, "reward": reward, "merge": True}
     # The side counts models in a process of its own; here other tests' may not be collected yet.
     models, others = side.backbones, set(map(id, side.backbones()))
     monkeypatch.setattr(side, "backbones", lambda: [model for model in models() if id(model) not in others])

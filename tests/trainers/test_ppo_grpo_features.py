@@ -12,7 +12,7 @@ from trl.distributed import DistributedBackend
 from trl.generation.vllm_generation import VLLMGeneration
 
 from rlhf_ext import PPOConfig, PPOTrainer
-from rlhf_ext.adapters import base_as_it_was
+from rlhf_ext.adapters import base_as_it_was, tuner_layers
 from rlhf_ext.trainers.ppo_checks import check_vllm
 
 
@@ -229,6 +229,55 @@ def test_base_and_adapter_are_as_they_were_after_an_engine_has_failed(model_name
     assert torch.equal(model(ids).logits, before)
 
 
+@pytest.mark.parametrize(("critic", "bf16_base"), [("head", False), ("adapter", False), ("head", True)])
+def test_merged_adapter_is_that_of_generation_alone(critic, bf16_base, make_trainer, monkeypatch):
+    """In float32 the completions are the same; base and log-probabilities are those without, to the last bit."""
+    merged_in_generation = []
+    generate = trl.GRPOTrainer._generate_single_turn
+
+    def noted(trainer, *args):
+        merged_in_generation.append({tuple(layer.merged_adapters) for layer in tuner_layers(trainer.model)})
+        lm_head = trainer.model.get_output_embeddings()
+        lm_head.register_forward_hook(lambda _, inputs, __: contiguous.append(inputs[0].is_contiguous()))
+        return generate(trainer, *args)
+
+    monkeypatch.setattr(trl.GRPOTrainer, "_generate_single_turn", noted)
+    outputs, contiguous = [], []
+    dtype = torch.bfloat16 if bf16_base else torch.float32
+    for merge in (False, True):
+        trainer = make_trainer(
+            critic=critic, merge_adapter_for_generation=merge, model_init_kwargs={"dtype": dtype}, bf16=False
+        )
+        before = {name: weight.clone() for name, weight in trainer.model.named_parameters()}
+        outputs.append(first_batch(trainer))
+        assert all(torch.equal(weight, before[name]) for name, weight in trainer.model.named_parameters())
+        assert not any(layer.merged for layer in tuner_layers(trainer.model))
+    assert merged_in_generation == [{()}, {("default",)}]
+    assert contiguous and all(contiguous)
+    if not bf16_base:
+        for name in ("completion_ids", "old_per_token_logps", "values", "advantages"):
+            assert torch.equal(outputs[0][name], outputs[1][name])
+
+
+@pytest.mark.parametrize(
+    ("lora", "options", "message"),
+    [
+        (None, {}, "no effect without LoRA: pass a peft_config"),
+        ({"target_modules": ["embed_tokens", "q_proj"]}, {}, "shares a weight .* leave these out of target_modules"),
+        ({}, {"model_init_kwargs": {"quantization_config": BitsAndBytesConfig(load_in_8bit=True)}}, "to the base's 8"),
+        ({}, {"use_vllm": True}, "no effect with use_vllm"),
+    ],
+    ids=["full", "tied", "8 bit", "vllm"],
+)
+def test_adapter_that_cannot_be_merged(lora, options, message, cpu_options, model_name):
+    from rlhf_ext.demo.data import prompt_dataset
+
+    config = None if lora is None else LoraConfig(**{"r": 4, "target_modules": "all-linear"} | lora)
+    with pytest.raises(ValueError, match=f"merge_adapter_for_generation .*{message}"):
+        args = PPOConfig(**cpu_options | options, merge_adapter_for_generation=True)
+        PPOTrainer(model_name, count_e, args, prompt_dataset("train", size=8), peft_config=config)
+
+
 @pytest.mark.parametrize("given", ["quantization_config", "model_init_kwargs", "model"])
 def test_vllm_is_not_sent_quantized_weights(given, cpu_options, model_name):
     """It would fail on the shape of the first one, once model and engine are loaded."""
@@ -304,11 +353,18 @@ def test_engine_is_refused_before_the_model_loads(engine, reason, cpu_options, m
         PPOTrainer("/no/such/model", count_e, args)
 
 
-def test_reward_adapter_is_refused_under_fsdp(cpu_options, monkeypatch):
+@pytest.mark.parametrize(
+    ("option", "value", "reason"),
+    [
+        ("reward_adapter", "x", "the same number of passes"),
+        ("merge_adapter_for_generation", True, "a part of each weight: drop it"),
+    ],
+)
+def test_option_is_refused_under_fsdp(option, value, reason, cpu_options, monkeypatch):
     monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
     monkeypatch.setenv("FSDP_VERSION", "2")
-    with pytest.raises(ValueError, match=r"reward_adapter does not run under FSDP.*the same number of passes"):
-        PPOTrainer("/no/such/model", None, PPOConfig(**cpu_options, reward_adapter="x"))
+    with pytest.raises(ValueError, match=rf"{option} does not run under FSDP.*{reason}"):
+        PPOTrainer("/no/such/model", None, PPOConfig(**cpu_options, **{option: value}))
 
 
 @pytest.mark.parametrize("lora", [None, {}], ids=["full", "lora"])

@@ -6,11 +6,9 @@ from typing import Any
 
 import torch
 
-from rlhf_ext.evaluation.reward import accuracy
 
-
-def bag_of_words(train: list[dict[str, Any]], held_out: list[dict[str, Any]]) -> float:
-    """Return the accuracy on held-out pairs of a logistic regression on the differences of word counts.
+def bag_of_words(train: list[dict[str, Any]], held_out: list[dict[str, Any]]) -> list[float]:
+    """Return the score differences of held-out pairs, by a logistic regression on the differences of word counts.
 
     The L2 weight is 1, as is the default elsewhere. Words that occur once in training are left out.
     """
@@ -27,7 +25,7 @@ def bag_of_words(train: list[dict[str, Any]], held_out: list[dict[str, Any]]) ->
         return value
 
     optimizer.step(loss)
-    return accuracy((_features(_counts(held_out), column) @ weight.detach()).tolist()).value
+    return (_features(_counts(held_out), column) @ weight.detach()).tolist()
 
 
 def _counts(rows: list[dict[str, Any]]) -> list[list[Counter[str]]]:

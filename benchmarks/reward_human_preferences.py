@@ -6,8 +6,10 @@
 and perhaps `rated_NAME.jsonl` with ratings. Without `eval_NAME.jsonl` every fifth prompt is held out. Every model is
 also tested on the files of `--also`. A run whose results are there already is not repeated.
 
-`--fold` leaves `eval_NAME.jsonl` alone and holds out a fifth of the dialogues in `pref_NAME.jsonl`: with 0 to 4 every
-pair has been held out once. The first row is the floor, a logistic regression on the words of the answers.
+`--folds` leaves `eval_NAME.jsonl` alone and holds out a fifth of the dialogues in `pref_NAME.jsonl`, one after the
+other: with 0 1 2 3 4 every pair is held out once, and the measures are those of all. The floor is a logistic
+regression on the words of the answers. "Above the floor": how much more accurate the mean score of all seeds is on the
+same pairs, with its 95% interval and the p-value of a permutation of signs.
 """
 
 from rlhf_ext.console import quiet_libraries
@@ -21,15 +23,18 @@ import statistics
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from bag_of_words import bag_of_words
 from dpo_human_preferences import ALLOCATOR, DTYPE_HELP, PARALLEL_HELP, TARGETS_HELP, format_pair, write_formatted
 
 from rlhf_ext import RewardModel
 from rlhf_ext.evaluation.calibration import calibration
-from rlhf_ext.evaluation.reward import accuracy, spearman
+from rlhf_ext.evaluation.report import show, show_p
+from rlhf_ext.evaluation.reward import accuracy, compare, spearman
 from rlhf_ext.output_files import write_jsonl
 
 RECIPE = Path(__file__).parents[1] / "recipes" / "reward.py"
@@ -91,14 +96,49 @@ def write_with_margin(source: Path, target: Path) -> None:
     target.write_text("\n".join(kept), encoding="utf-8")
 
 
-def train(arguments: argparse.Namespace, loss: str, seed: int) -> Path:
+@dataclass(frozen=True)
+class Split:
+    """Pairs to train on and pairs that are held out.
+
+    Attributes:
+        folder: Where the files for the recipe are, `pref_NAME.jsonl` and perhaps `margin_NAME.jsonl`, and its runs.
+        held_out: Rows.
+        floor: The bag of words' score differences on them.
+    """
+
+    folder: Path
+    held_out: list[dict[str, Any]]
+    floor: list[float]
+
+
+def prepare(arguments: argparse.Namespace, fold: int | None) -> Split:
+    """Write the files that the recipe trains on, and compute the floor."""
+    folder = arguments.output
+    for name, value in (("fold", fold), ("last_turns", arguments.last_turns)):  # other rows, so other runs
+        folder /= "" if value is None else f"{name}-{value}"
+    folder.mkdir(parents=True, exist_ok=True)
+    source = arguments.data / f"pref_{arguments.preferences}.jsonl"
+    held_out = arguments.data / f"eval_{arguments.preferences}.jsonl"
+    if fold is not None or not held_out.is_file():
+        source, held_out = split_by_prompt(source, folder, fold)
+    train_rows, rows = (keep_last_turns(read(path), arguments.last_turns) for path in (source, held_out))
+    rows = evaluated(rows, arguments.max_eval_samples)
+    source = folder / f"train_{arguments.preferences}.jsonl"
+    write_jsonl(source, train_rows)
+    write_formatted(source, folder / f"pref_{arguments.preferences}.jsonl")
+    if "strength as margin" in arguments.losses:
+        write_with_margin(source, folder / f"margin_{arguments.preferences}.jsonl")
+    return Split(folder, rows, bag_of_words(train_rows, rows))
+
+
+def train(arguments: argparse.Namespace, split: Split, loss: str, seed: int) -> Path:
     """Run the recipe unless it has been run before; return its folder."""
-    folder = arguments.output / f"{arguments.preferences}-{loss.replace(' ', '-')}-{seed}"
+    folder = split.folder / f"{arguments.preferences}-{loss.replace(' ', '-')}-{seed}"
     if not (folder / "all_results.json").is_file():
         kind = "margin" if loss == "strength as margin" else "pref"
         options = {
             "model_name_or_path": arguments.model,
-            "dataset_name": arguments.output / f"{kind}_{arguments.preferences}.jsonl",
+            "dataset_name": split.folder / f"{kind}_{arguments.preferences}.jsonl",
             "max_train_samples": arguments.max_train_samples,
             "max_eval_samples": 200,  # a part of the training file held out: offset and temperature are fitted on it
             "max_length": arguments.max_length,
@@ -124,23 +164,26 @@ def train(arguments: argparse.Namespace, loss: str, seed: int) -> Path:
     return folder
 
 
-def evaluate(arguments: argparse.Namespace, folder: Path) -> dict[str, float]:
-    """Return the held-out measures of a trained model, computed once."""
-    path = folder / "held_out.json"
+def differences_of(model: RewardModel, rows: list[dict[str, Any]]) -> list[float]:
+    """Return the score differences of pairs, chosen minus rejected."""
+    pairs = [format_pair(row) for row in rows]
+    scores = [model.score([(pair["prompt"], pair[side]) for pair in pairs]) for side in ("chosen", "rejected")]
+    return [chosen - rejected for chosen, rejected in zip(*scores, strict=True)]
+
+
+def evaluate(arguments: argparse.Namespace, split: Split, folder: Path) -> dict[str, Any]:
+    """Return the held-out measures of a trained model and its score differences, computed once."""
+    path = folder / "evaluation.json"
     if path.is_file():
         return json.loads(path.read_text())
     model = RewardModel.from_pretrained(str(folder), max_length=512)  # some prompts are longer than those of training
-    measures = {"minutes": json.loads((folder / "all_results.json").read_text())["train_runtime"] / 60}
-    for name in (arguments.preferences, *arguments.also):
-        is_own = name == arguments.preferences
-        rows = read(arguments.held_out if is_own else arguments.data / f"eval_{name}.jsonl")
-        rows = keep_last_turns(rows, arguments.last_turns)
-        pairs = [format_pair(row) for row in evaluated(rows, arguments.max_eval_samples)]
-        scores = [model.score([(pair["prompt"], pair[side]) for pair in pairs]) for side in ("chosen", "rejected")]
-        differences = [chosen - rejected for chosen, rejected in zip(*scores, strict=True)]
-        measures[name] = accuracy(differences, [pair["prompt"] for pair in pairs]).value
-        if is_own:
-            measures["ece"] = calibration(differences, model.temperature).error
+    differences = differences_of(model, split.held_out)
+    measures: dict[str, Any] = {"differences": differences, "ece": calibration(differences, model.temperature).error}
+    measures["minutes"] = json.loads((folder / "all_results.json").read_text())["train_runtime"] / 60
+    for name in arguments.also:
+        rows = keep_last_turns(read(arguments.data / f"eval_{name}.jsonl"), arguments.last_turns)
+        rows = evaluated(rows, arguments.max_eval_samples)
+        measures[name] = accuracy(differences_of(model, rows), [row["prompt"] for row in rows]).value
     rated = arguments.data / f"rated_{arguments.preferences}.jsonl"
     if rated.is_file():
         rows = read(rated)
@@ -152,8 +195,42 @@ def evaluate(arguments: argparse.Namespace, folder: Path) -> dict[str, float]:
     return measures
 
 
+def of_all_splits(runs: list[dict[str, Any]]) -> dict[str, Any]:
+    """Return the measures of one seed: accuracy over all held-out pairs, means of what each split has one of."""
+    differences = [difference for run in runs for difference in run["differences"]]
+    means = {name: statistics.mean(run[name] for run in runs) for name in runs[0] if name != "differences"}
+    return {"differences": differences, "accuracy": accuracy(differences).value} | means
+
+
 def main() -> None:
     """Train and evaluate every loss with every seed; print one row a loss: mean over seeds (lowest to highest)."""
+    arguments = parse_arguments()
+    splits = [prepare(arguments, fold) for fold in arguments.folds]
+    floor = [difference for split in splits for difference in split.floor]
+    prompts = [row["prompt"] for split in splits for row in split.held_out]
+    print(f"Bag of words: {accuracy(floor).value:.3f} of {len(floor)} held-out pairs.\n")
+    columns = None
+    for loss in arguments.losses:
+        jobs = [(split, seed) for seed in range(arguments.seeds) for split in splits]
+        with ThreadPoolExecutor(arguments.parallel) as pool:
+            folders = list(pool.map(lambda job, loss=loss: train(arguments, job[0], loss, job[1]), jobs))
+        runs = [evaluate(arguments, split, folder) for (split, _), folder in zip(jobs, folders, strict=True)]
+        runs = [of_all_splits(runs[start : start + len(splits)]) for start in range(0, len(runs), len(splits))]
+        differences = np.mean([run.pop("differences") for run in runs], axis=0)
+        against = compare(differences, floor, prompts)
+        if columns is None:
+            columns = list(runs[0])
+            names = ["trained on", "loss", *columns, "mean score", "above the floor"]
+            print(f"| {' | '.join(names)} |\n|{'---|' * len(names)}")
+        cells = [[run[column] for run in runs] for column in columns]
+        shown = [f"{statistics.mean(cell):.3f} ({min(cell):.3f} to {max(cell):.3f})" for cell in cells]
+        shown += [f"{accuracy(differences).value:.3f}"]
+        shown += [f"{show(against.accuracy_difference)}, {show_p(against.sign_flip_p)}"]
+        print(f"| {arguments.preferences} | {loss} | {' | '.join(shown)} |", flush=True)
+
+
+def parse_arguments() -> argparse.Namespace:
+    """Return what the command line asks for."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", required=True)
     parser.add_argument("--data", type=Path, required=True)
@@ -161,7 +238,9 @@ def main() -> None:
     parser.add_argument("--losses", nargs="+", default=["bradley_terry", "margin", "smoothing 0.1"], choices=LOSSES)
     parser.add_argument("--adapter", action="store_true", help="LoRA r=16 over 8 bit instead of full fine-tuning")
     parser.add_argument("--also", nargs="*", default=["hhh_alignment", "llmfao_crowd"])
-    parser.add_argument("--fold", type=int, choices=range(5), help="hold out this fifth of the dialogues to train on")
+    parser.add_argument(
+        "--folds", type=int, nargs="+", choices=range(5), default=[None], help="fifths of the dialogues to hold out"
+    )
     parser.add_argument("--last_turns", type=int, help="of the human, that a prompt keeps; default: all")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--max_train_samples", type=int, default=2000)
@@ -178,34 +257,7 @@ def main() -> None:
     arguments = parser.parse_args()
     if arguments.last_turns is not None and arguments.last_turns < 1:
         parser.error("--last_turns must be at least 1.")
-    for name in ("fold", "last_turns"):  # other rows, so other runs
-        value = getattr(arguments, name)
-        arguments.output /= "" if value is None else f"{name}-{value}"
-    arguments.output.mkdir(parents=True, exist_ok=True)
-    source = arguments.data / f"pref_{arguments.preferences}.jsonl"
-    arguments.held_out = arguments.data / f"eval_{arguments.preferences}.jsonl"
-    if arguments.fold is not None or not arguments.held_out.is_file():
-        source, arguments.held_out = split_by_prompt(source, arguments.output, arguments.fold)
-    train_rows, held_out = (keep_last_turns(read(path), arguments.last_turns) for path in (source, arguments.held_out))
-    floor = bag_of_words(train_rows, evaluated(held_out, arguments.max_eval_samples))
-    source = arguments.output / f"train_{arguments.preferences}.jsonl"
-    write_jsonl(source, train_rows)
-    write_formatted(source, arguments.output / f"pref_{arguments.preferences}.jsonl")
-    if "strength as margin" in arguments.losses:
-        write_with_margin(source, arguments.output / f"margin_{arguments.preferences}.jsonl")
-    columns = None
-    for loss in arguments.losses:
-        with ThreadPoolExecutor(arguments.parallel) as pool:
-            folders = list(pool.map(lambda seed, loss=loss: train(arguments, loss, seed), range(arguments.seeds)))
-        runs = [evaluate(arguments, folder) for folder in folders]
-        if columns is None:
-            columns = list(runs[0])
-            print(f"| trained on | loss | {' | '.join(columns)} |\n|{'---|' * (len(columns) + 2)}")
-            shown = [f"{floor:.3f}" if column == arguments.preferences else "" for column in columns]
-            print(f"| {arguments.preferences} | bag of words | {' | '.join(shown)} |", flush=True)
-        cells = [[run[column] for run in runs] for column in columns]
-        shown = [f"{statistics.mean(cell):.3f} ({min(cell):.3f} to {max(cell):.3f})" for cell in cells]
-        print(f"| {arguments.preferences} | {loss} | {' | '.join(shown)} |", flush=True)
+    return arguments
 
 
 if __name__ == "__main__":

@@ -49,5 +49,18 @@ def test_floor_learns_words_that_decide(benchmark):
         return {"prompt": "", "chosen": chosen, "rejected": rejected}
 
     train = [pair("Thank you, sir", "No sir"), pair("thank you", "no, no")] * 3
-    assert bag_of_words(train, [pair("No", "Thank"), pair("you", "no"), pair("THANK", "sir")]) == pytest.approx(2 / 3)
-    assert bag_of_words(train, [pair("unknown", "words")]) == 0.5  # a tie
+    wrong, right, cased, unknown = bag_of_words(
+        train, [pair("No", "Thank"), pair("you", "no"), pair("THANK", "sir"), pair("unknown", "words")]
+    )
+    assert wrong < 0 < right
+    assert cased > 0
+    assert unknown == 0
+
+
+def test_measures_are_those_of_all_folds(benchmark):
+    runs = [{"differences": [1.0, -1.0, 2.0], "ece": 0.1}, {"differences": [-3.0], "ece": 0.3}]
+    assert benchmark.of_all_splits(runs) == {
+        "differences": [1, -1, 2, -3],
+        "accuracy": 0.5,  # of the four pairs, not of the two folds
+        "ece": pytest.approx(0.2),
+    }

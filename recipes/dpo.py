@@ -61,7 +61,7 @@ DEMO_DEFAULTS = {
 }
 METRICS = {
     "eval_loss": "loss",
-    "eval_rewards/accuracies": "reward accuracy",
+    "eval_rewards/accuracies": "reward accuracy (chance: 0.5)",
     "eval_rewards/margins": "reward margin",
     "eval_gold/helpfulness": "answers: helpfulness, 1 to 5",
     "eval_gold/safety": "answers: safety, 1 to 5",

@@ -156,7 +156,7 @@ class PhaseClock(TrainerCallback):
     """Takes the seconds of every update, and of its phases.
 
     Generation is what `generate` takes. Optimisation begins with the first pass that keeps a graph. Scoring is what
-    lies between: passes of policy, reference, critic and reward model.
+    lies between: passes of policy, reference, critic and reward model, and merging the adapter for generation.
     """
 
     def __init__(self, steps_per_update: int) -> None:

@@ -4,12 +4,13 @@
 
 `FOLDER` holds `pref_NAME.jsonl` to train on and `eval_NAME.jsonl`, held out, rows of {prompt, chosen, rejected} text,
 and perhaps `rated_NAME.jsonl` with ratings. Without `eval_NAME.jsonl` every fifth prompt is held out. Every model is
-also tested on the files of `--also`. A run whose results are there already is not repeated.
+also tested on the files of `--also`. A run with the same options whose results are there is not repeated.
 
 `--folds` leaves `eval_NAME.jsonl` alone and holds out a fifth of the dialogues in `pref_NAME.jsonl`, one after the
-other: with 0 1 2 3 4 every pair is held out once, and the measures are those of all. The floor is a logistic
-regression on the words of the answers. "Above the floor": how much more accurate the mean score of all seeds is on the
-same pairs, with its 95% interval and the p-value of a permutation of signs.
+other: with 0 1 2 3 4 every pair is held out once, and the measures are those of all. Prompts that are too long, and
+what a fold has beyond `--max_eval_samples`, are left out. The floor is a logistic regression on the words of the
+answers, trained on all rows. "Above the floor": how much more accurate the mean score of all seeds is on the same
+pairs, with its 95% interval and the p-value of a permutation of signs, both by dialogues.
 """
 
 from rlhf_ext.console import quiet_libraries
@@ -17,6 +18,7 @@ from rlhf_ext.console import quiet_libraries
 quiet_libraries()
 
 import argparse
+import hashlib
 import json
 import os
 import statistics
@@ -60,7 +62,7 @@ def split_by_prompt(source: Path, folder: Path, fold: int | None = None) -> tupl
     With a fold, rows that begin with the same turn count as one prompt.
     """
     rows = read(source)
-    prompts = [row["prompt"] if fold is None else row["prompt"].split("\n\nAssistant:")[0] for row in rows]
+    prompts = [row["prompt"] if fold is None else first_turn(row) for row in rows]
     number = {prompt: index for index, prompt in enumerate(dict.fromkeys(prompts))}
     files = []
     for name, held_out in (("train", False), ("held_out", True)):
@@ -68,6 +70,11 @@ def split_by_prompt(source: Path, folder: Path, fold: int | None = None) -> tupl
         files.append(folder / f"{name}_{source.name}")
         write_jsonl(files[-1], [row for row, part in zip(rows, parts, strict=True) if part == held_out])
     return files[0], files[1]
+
+
+def first_turn(row: dict[str, Any]) -> str:
+    """Return what a prompt begins with: the whole of it, where it is no dialogue."""
+    return row["prompt"].split("\n\nAssistant:")[0]
 
 
 def keep_last_turns(rows: list[dict[str, Any]], turns: int | None) -> list[dict[str, Any]]:
@@ -121,7 +128,10 @@ def prepare(arguments: argparse.Namespace, fold: int | None) -> Split:
     held_out = arguments.data / f"eval_{arguments.preferences}.jsonl"
     if fold is not None or not held_out.is_file():
         source, held_out = split_by_prompt(source, folder, fold)
-    train_rows, rows = (keep_last_turns(read(path), arguments.last_turns) for path in (source, held_out))
+    train_rows, rows = (
+        keep_last_turns([row | {"dialogue": first_turn(row)} for row in read(path)], arguments.last_turns)
+        for path in (source, held_out)
+    )
     rows = evaluated(rows, arguments.max_eval_samples)
     source = folder / f"train_{arguments.preferences}.jsonl"
     write_jsonl(source, train_rows)
@@ -132,36 +142,41 @@ def prepare(arguments: argparse.Namespace, fold: int | None) -> Split:
 
 
 def train(arguments: argparse.Namespace, split: Split, loss: str, seed: int) -> Path:
-    """Run the recipe unless it has been run before; return its folder."""
-    folder = split.folder / f"{arguments.preferences}-{loss.replace(' ', '-')}-{seed}"
+    """Run the recipe unless it has been run before with the same options; return its folder."""
+    kind = "margin" if loss == "strength as margin" else "pref"
+    options = {
+        "model_name_or_path": arguments.model,
+        "dataset_name": split.folder / f"{kind}_{arguments.preferences}.jsonl",
+        "max_train_samples": arguments.max_train_samples,
+        "max_eval_samples": 200,  # a part of the training file held out: offset and temperature are fitted on it
+        "max_length": arguments.max_length,
+        "num_train_epochs": arguments.num_train_epochs,
+        "learning_rate": arguments.learning_rate,
+        "lr_scheduler_type": "cosine",
+        "warmup_steps": 0.1,
+        "per_device_train_batch_size": 16,
+        "per_device_eval_batch_size": 16,
+        "bf16": str(not arguments.adapter).lower(),  # over an 8-bit base weights are of --dtype already
+        "gradient_checkpointing": "false",
+        "train_sampling_strategy": arguments.train_sampling_strategy,
+        "save_strategy": "no",
+        "seed": seed,
+    }
+    command = [sys.executable, str(RECIPE), *LOSSES[loss]]
+    if arguments.adapter:
+        command += ["--load_in_8bit", "--use_peft", "--dtype", arguments.dtype]
+        command += ["--lora_r", str(arguments.lora_r), "--lora_target_modules", *arguments.lora_target_modules]
+    command += [str(part) for name, value in options.items() for part in (f"--{name}", value)]
+    folder = split.folder / f"{arguments.preferences}-{loss.replace(' ', '-')}-{seed}-{fingerprint(command)}"
     if not (folder / "all_results.json").is_file():
-        kind = "margin" if loss == "strength as margin" else "pref"
-        options = {
-            "model_name_or_path": arguments.model,
-            "dataset_name": split.folder / f"{kind}_{arguments.preferences}.jsonl",
-            "max_train_samples": arguments.max_train_samples,
-            "max_eval_samples": 200,  # a part of the training file held out: offset and temperature are fitted on it
-            "max_length": arguments.max_length,
-            "num_train_epochs": arguments.num_train_epochs,
-            "learning_rate": arguments.learning_rate,
-            "lr_scheduler_type": "cosine",
-            "warmup_steps": 0.1,
-            "per_device_train_batch_size": 16,
-            "per_device_eval_batch_size": 16,
-            "bf16": str(not arguments.adapter).lower(),  # over an 8-bit base weights are of --dtype already
-            "gradient_checkpointing": "false",
-            "train_sampling_strategy": arguments.train_sampling_strategy,
-            "save_strategy": "no",
-            "seed": seed,
-            "output_dir": folder,
-        }
-        command = [sys.executable, str(RECIPE), *LOSSES[loss]]
-        if arguments.adapter:
-            command += ["--load_in_8bit", "--use_peft", "--dtype", arguments.dtype]
-            command += ["--lora_r", str(arguments.lora_r), "--lora_target_modules", *arguments.lora_target_modules]
-        command += [str(part) for name, value in options.items() for part in (f"--{name}", value)]
+        command += ["--output_dir", str(folder)]
         subprocess.run(command, check=True, env={**os.environ, **ALLOCATOR}, stdout=subprocess.DEVNULL)
     return folder
+
+
+def fingerprint(*values: Any) -> str:
+    """Return a name for values, which others do not share."""
+    return hashlib.sha256(json.dumps(values).encode()).hexdigest()[:8]
 
 
 def differences_of(model: RewardModel, rows: list[dict[str, Any]]) -> list[float]:
@@ -173,7 +188,7 @@ def differences_of(model: RewardModel, rows: list[dict[str, Any]]) -> list[float
 
 def evaluate(arguments: argparse.Namespace, split: Split, folder: Path) -> dict[str, Any]:
     """Return the held-out measures of a trained model and its score differences, computed once."""
-    path = folder / "evaluation.json"
+    path = folder / f"evaluation-{fingerprint(split.held_out, arguments.also, arguments.max_eval_samples)}.json"
     if path.is_file():
         return json.loads(path.read_text())
     model = RewardModel.from_pretrained(str(folder), max_length=512)  # some prompts are longer than those of training
@@ -207,7 +222,7 @@ def main() -> None:
     arguments = parse_arguments()
     splits = [prepare(arguments, fold) for fold in arguments.folds]
     floor = [difference for split in splits for difference in split.floor]
-    prompts = [row["prompt"] for split in splits for row in split.held_out]
+    dialogues = [row["dialogue"] for split in splits for row in split.held_out]
     print(f"Bag of words: {accuracy(floor).value:.3f} of {len(floor)} held-out pairs.\n")
     columns = None
     for loss in arguments.losses:
@@ -217,7 +232,7 @@ def main() -> None:
         runs = [evaluate(arguments, split, folder) for (split, _), folder in zip(jobs, folders, strict=True)]
         runs = [of_all_splits(runs[start : start + len(splits)]) for start in range(0, len(runs), len(splits))]
         differences = np.mean([run.pop("differences") for run in runs], axis=0)
-        against = compare(differences, floor, prompts)
+        against = compare(differences, floor, dialogues)
         if columns is None:
             columns = list(runs[0])
             names = ["trained on", "loss", *columns, "mean score", "above the floor"]
@@ -257,6 +272,8 @@ def parse_arguments() -> argparse.Namespace:
     arguments = parser.parse_args()
     if arguments.last_turns is not None and arguments.last_turns < 1:
         parser.error("--last_turns must be at least 1.")
+    if len(set(arguments.folds)) < len(arguments.folds):
+        parser.error("--folds names one twice.")
     return arguments
 
 

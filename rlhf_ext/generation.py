@@ -248,7 +248,8 @@ def contiguous_hidden_states(model: PreTrainedModel | PeftModel) -> Iterator[Non
     (pytorch#151934): 4.5 GiB for 16 prompts of Gemma 3 270M, which took a minute instead of a tenth of a second.
     """
     head = model.get_output_embeddings()
-    if head is None or next(head.parameters()).device.type != "cpu":
+    weight = None if head is None else next(head.parameters(), None)
+    if weight is None or weight.device.type != "cpu":
         yield
         return
     hook = head.register_forward_pre_hook(lambda _, inputs: (inputs[0].contiguous(), *inputs[1:]))

@@ -36,6 +36,7 @@ from .ppo_checks import (
     check_dataset_size,
     check_engine,
     check_evaluation,
+    check_merging,
     check_names,
     check_policy,
     check_scheduler,
@@ -124,6 +125,8 @@ class PPOTrainer(TrainsCritic, ResumesExactly, MakesSamePasses, trl.GRPOTrainer)
         check_vllm(args, self.model)  # which may be a checkpoint that was saved quantized
         check_trainable(self.model)
         check_policy(self.model, args, is_multimodal=self._is_vlm)
+        if args.merge_adapter_for_generation:
+            check_merging(self.model, self.rollout_func)
         check_names(self.reward_func_names)
         check_scheduler(self.lr_scheduler)
         stop_ids = (args.generation_kwargs or {}).get("eos_token_id")

@@ -14,7 +14,7 @@ from peft import LoraConfig, PeftModel
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
-from ..adapters import tuner_layers
+from ..adapters import merged_adapter, tuner_layers
 from ..quantization import is_quantized
 from .ppo_config import PPOConfig
 from .ppo_options import advantage_name
@@ -156,15 +156,13 @@ def check_policy(policy: nn.Module, args: PPOConfig, *, is_multimodal: bool) -> 
     """Raise where the critic could not read what the policy reads; warn where the policy is not what is drawn from.
 
     Raises:
-        ValueError: Images for a critic that would not see them, prompt tuning, whose reference passes cannot be told
-            from the policy's, or an adapter that cannot be merged where that was asked for.
+        ValueError: Images for a critic that would not see them, or prompt tuning, whose reference passes cannot be told
+            from the policy's.
     """
     if is_multimodal and args.critic != "head":
         raise ValueError(f"critic={args.critic!r} would not see the images: use critic='head'.")
     if isinstance(policy, PeftModel) and any(config.is_prompt_learning for config in policy.peft_config.values()):
         raise ValueError("Prompt tuning puts no adapter into the layers, which the critics need: use LoRA.")
-    if args.merge_adapter_for_generation:
-        _check_merging(policy)
     changed = [f"{n}={getattr(args, n)}" for n, neutral in NEUTRAL_SAMPLING.items() if getattr(args, n) not in neutral]
     changed += [f"{n}={v}" for n, v in (args.generation_kwargs or {}).items() if n in NEUTRAL_SAMPLING]
     if changed:
@@ -174,21 +172,33 @@ def check_policy(policy: nn.Module, args: PPOConfig, *, is_multimodal: bool) -> 
         )
 
 
-def _check_merging(policy: nn.Module) -> None:
-    """Raise where the policy has no adapter to merge, or would compute something else with it merged."""
-    if not isinstance(policy, PeftModel) or not isinstance(policy.peft_config["default"], LoraConfig):
-        raise ValueError(
-            "merge_adapter_for_generation has no effect without LoRA: pass a peft_config (--use_peft), or drop it."
-        )
-    if is_quantized(policy):
-        raise ValueError("merge_adapter_for_generation would round the adapter to the base's 8 or 4 bit: drop it.")
+def check_merging(policy: nn.Module, rollout_func: Any) -> None:
+    """Raise where `merge_adapter_for_generation` has nothing to merge, or the merged policy would be another one.
+
+    Raises:
+        ValueError: No LoRA, a quantized base, a weight that another layer shares, an adapter that PEFT cannot merge, or
+            a function of the user's that generates.
+    """
+    option = "merge_adapter_for_generation"
+    if rollout_func is not None:
+        raise ValueError(f"{option} has no effect with a rollout_func, which generates by itself: drop it.")
+    if not isinstance(policy, PeftModel) or not isinstance(policy.peft_config.get("default"), LoraConfig):
+        raise ValueError(f"{option} has no effect without LoRA: pass a peft_config (--use_peft), or drop it.")
+    quantization = getattr(policy.config, "quantization_config", None)
+    if is_quantized(policy) or (quantization is not None and not getattr(quantization, "dequantize", False)):
+        raise ValueError(f"{option} would round the adapter to the few bits of a quantized base: drop it.")
     merged = {id(weight) for layer in tuner_layers(policy) for weight in layer.get_base_layer().parameters()}
     users = Counter(id(weight) for _, weight in policy.named_parameters(remove_duplicate=False))
     if any(users[weight] > 1 for weight in merged):
         raise ValueError(
-            "merge_adapter_for_generation would also change what shares a weight with a layer that has an adapter, as "
-            "an LM head may with the embeddings: leave these out of target_modules, or drop it."
+            f"{option} would also change what shares a weight with a layer that has an adapter, as an LM head may with "
+            "the embeddings: leave these out of target_modules and trainable_token_indices, or drop it."
         )
+    try:
+        with merged_adapter(policy):
+            pass
+    except (NotImplementedError, RuntimeError, ValueError) as error:
+        raise ValueError(f"{option}: PEFT cannot merge this adapter ({error}). Drop the option.") from error
 
 
 def check_scores(scores: Tensor, first: int, prompts: Sequence[Any], completions: Sequence[Any]) -> None:

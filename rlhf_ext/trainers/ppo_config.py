@@ -70,8 +70,9 @@ class PPOConfig(trl.GRPOConfig):
         missing_eos_score (`float`, *optional*):
             Replace the score of a completion that does not end by itself.
         merge_adapter_for_generation (`bool`, *optional*, defaults to `False`):
-            Merge the policy's LoRA adapter into its base while completions are generated. Faster; over a base in
-            bfloat16 the merged weights are rounded. Meanwhile a copy of the base is kept in the memory of the CPU.
+            Merge the policy's LoRA adapter into its base while completions are generated. Saves the adapter's products
+            for each token; costs a copy of the base to the memory of the CPU and back each time. Over a base in
+            bfloat16 the merged weights are rounded.
         critic (`str`, *optional*, defaults to `"head"`):
             Where values come from: `"head"` reads them off the policy's own hidden states, `"adapter"` is a LoRA
             adapter of its own on the policy's frozen base, `"model"` a model of its own.

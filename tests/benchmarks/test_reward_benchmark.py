@@ -64,3 +64,25 @@ def test_measures_are_those_of_all_folds(benchmark):
         "accuracy": 0.5,  # of the four pairs, not of the two folds
         "ece": pytest.approx(0.2),
     }
+
+
+def test_floor_and_models_are_compared_on_the_same_rows(benchmark, tmp_path, monkeypatch, capsys):
+    """A model that is right where the floor is, and once more."""
+    prompts = [f"\n\nHuman: {number}\n\nAssistant:" for number in range(10)]
+    write(tmp_path / "pref_x.jsonl", prompts)
+    right = {prompt: float(number % 2) or -1.0 for number, prompt in enumerate(prompts)}
+    floor = right | {prompts[3]: -1.0}
+    monkeypatch.setattr(benchmark, "bag_of_words", lambda train, rows: [floor[row["prompt"]] for row in rows])
+    monkeypatch.setattr(benchmark, "train", lambda arguments, split, loss, seed: split.folder)
+
+    def evaluate(arguments, split, folder):
+        return {"differences": [right[row["prompt"]] for row in split.held_out], "ece": 0.1}
+
+    monkeypatch.setattr(benchmark, "evaluate", evaluate)
+    options = ["--model", "m", "--data", str(tmp_path), "--output", str(tmp_path / "out"), "--preferences", "x"]
+    options += ["--losses", "margin", "--seeds", "2", "--folds", "1", "0", "3", "4", "2"]
+    monkeypatch.setattr(benchmark.sys, "argv", ["reward_human_preferences.py", *options])
+    benchmark.main()
+    output = capsys.readouterr().out
+    assert "Bag of words: 0.400 of 10 held-out pairs." in output
+    assert "| x | margin | 0.500 (0.500 to 0.500) | 0.100 (0.100 to 0.100) | 0.500 | 0.100 (" in output

@@ -264,18 +264,39 @@ def test_merged_adapter_is_that_of_generation_alone(critic, bf16_base, make_trai
     [
         (None, {}, "no effect without LoRA: pass a peft_config"),
         ({"target_modules": ["embed_tokens", "q_proj"]}, {}, "shares a weight .* leave these out of target_modules"),
-        ({}, {"model_init_kwargs": {"quantization_config": BitsAndBytesConfig(load_in_8bit=True)}}, "to the base's 8"),
+        ({}, {"model_init_kwargs": {"quantization_config": BitsAndBytesConfig(load_in_8bit=True)}}, "bits of a"),
+        ({"lora_bias": True}, {}, r"PEFT cannot merge this adapter \(Impossible to merge"),
         ({}, {"use_vllm": True}, "no effect with use_vllm"),
     ],
-    ids=["full", "tied", "8 bit", "vllm"],
+    ids=["full", "tied", "8 bit", "no bias", "vllm"],
 )
 def test_adapter_that_cannot_be_merged(lora, options, message, cpu_options, model_name):
     from rlhf_ext.demo.data import prompt_dataset
 
-    config = None if lora is None else LoraConfig(**{"r": 4, "target_modules": "all-linear"} | lora)
-    with pytest.raises(ValueError, match=f"merge_adapter_for_generation .*{message}"):
+    config = None if lora is None else LoraConfig(r=4, **{"target_modules": "all-linear"} | lora)
+    with pytest.raises(ValueError, match=f"merge_adapter_for_generation.* {message}"):
         args = PPOConfig(**cpu_options | options, merge_adapter_for_generation=True)
         PPOTrainer(model_name, count_e, args, prompt_dataset("train", size=8), peft_config=config)
+
+
+def test_adapter_is_not_merged_for_a_function_that_generates(make_trainer, monkeypatch):
+    monkeypatch.setenv("TRL_EXPERIMENTAL_SILENCE", "1")
+    with pytest.raises(ValueError, match="merge_adapter_for_generation has no effect with a rollout_func"):
+        make_trainer(merge_adapter_for_generation=True, trl_options={"rollout_func": lambda prompts, trainer: {}})
+
+
+def test_adapter_is_taken_out_again_when_generation_fails(make_trainer, monkeypatch):
+    def fail(trainer, *args):
+        raise ConnectionError
+
+    monkeypatch.setattr(trl.GRPOTrainer, "_generate_single_turn", fail)
+    trainer = make_trainer(merge_adapter_for_generation=True)
+    before = {name: weight.clone() for name, weight in trainer.model.named_parameters()}
+    with pytest.raises(ConnectionError):
+        first_batch(trainer)
+    assert not any(layer.merged for layer in tuner_layers(trainer.model))
+    assert all(torch.equal(weight, before[name]) for name, weight in trainer.model.named_parameters())
+    assert not trainer.model.get_output_embeddings()._forward_pre_hooks
 
 
 @pytest.mark.parametrize("given", ["quantization_config", "model_init_kwargs", "model"])

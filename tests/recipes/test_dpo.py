@@ -75,7 +75,7 @@ def test_embedded_default_leaves_everything_behind_and_is_quiet(tmp_path):
         assert metric in results and f"{metric}_before" in results
     assert (folder / "training.png").read_bytes().startswith(b"\x89PNG")
     card = (folder / "README.md").read_text()
-    assert "rlhf_ext" in card and "| reward accuracy | 0.500 |" in card
+    assert "rlhf_ext" in card and "| reward accuracy (chance: 0.5) | 0.500 |" in card
     assert "None" not in card
     for file in ("model.safetensors", "tokenizer.json", "trainer_state.json"):
         assert (folder / file).is_file()

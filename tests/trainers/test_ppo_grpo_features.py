@@ -259,6 +259,7 @@ def test_merged_adapter_is_that_of_generation_alone(critic, bf16_base, make_trai
             assert torch.equal(outputs[0][name], outputs[1][name])
 
 
+@pytest.mark.filterwarnings("ignore:`lora_bias=True` was passed")  # PEFT says it too, early
 @pytest.mark.parametrize(
     ("lora", "options", "message"),
     [

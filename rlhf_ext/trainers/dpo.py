@@ -32,7 +32,7 @@ from .plugin_losses import (
     try_losses,
 )
 from .resume import ResumesExactly
-from .trainable import check_trainable
+from .trainable import check_adapter_name, check_trainable
 
 # TRL keeps its loss names in an if/elif whose error for an unknown one lists them; a test compares this set with it.
 # fmt: off
@@ -200,8 +200,8 @@ class DPOTrainer(ResumesExactly, GroupsByLength, trl.DPOTrainer):
         Raises:
             TypeError: `args` is not an `rlhf_ext.DPOConfig`.
             DataError: An extra column is missing, not numeric or not finite.
-            ValueError: Every weight of the model is frozen, a dropout was asked for that would not be applied, or
-                streamed rows are to be grouped by length.
+            ValueError: Every weight of the model is frozen, its adapter is not called "default", a dropout was asked
+                for that would not be applied, or streamed rows are to be grouped by length.
         """
         if args is not None and not isinstance(args, DPOConfig):
             raise TypeError(f"args must be an rlhf_ext.DPOConfig, got {type(args).__module__}.{type(args).__name__}.")
@@ -209,6 +209,7 @@ class DPOTrainer(ResumesExactly, GroupsByLength, trl.DPOTrainer):
             args = DPOConfig(f"{model if isinstance(model, str) else model.config._name_or_path}-DPO".split("/")[-1])
         if args.disable_dropout:
             check_adapter_dropout(model, trl_kwargs.get("peft_config"))
+        check_adapter_name(model)
         check_not_streamed(args, train_dataset)
         losses = args.plugin_losses()
         self._plugin_losses: list[tuple[str, float, Callable[..., Tensor]]] | None = (

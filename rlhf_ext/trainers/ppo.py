@@ -49,7 +49,7 @@ from .ppo_metrics import completion_metrics, loss_metrics, value_metrics
 from .replaced import replaced
 from .resume import ResumesExactly
 from .same_passes import MakesSamePasses
-from .trainable import check_trainable
+from .trainable import check_adapter_name, check_trainable
 from .trains_critic import TrainsCritic
 
 logger = logging.getLogger(__name__)
@@ -100,8 +100,8 @@ class PPOTrainer(TrainsCritic, ResumesExactly, MakesSamePasses, trl.GRPOTrainer)
         Raises:
             TypeError: `args` is not an `rlhf_ext.PPOConfig`.
             ValueError: The dataset is smaller than one batch, a dropout was asked for that would not be applied, every
-                weight of the policy is frozen, or quantized and meant for vLLM, a scheduler was given, or the processes
-                were launched with DeepSpeed or FSDP1.
+                weight of the policy is frozen, or quantized and meant for vLLM, its adapter is not called "default" or
+                cannot be merged, a scheduler was given, or the processes were launched with DeepSpeed or FSDP1.
         """
         if args is not None and not isinstance(args, PPOConfig):
             raise TypeError(f"args must be an rlhf_ext.PPOConfig, got {type(args).__module__}.{type(args).__name__}.")
@@ -110,6 +110,7 @@ class PPOTrainer(TrainsCritic, ResumesExactly, MakesSamePasses, trl.GRPOTrainer)
         if args.disable_dropout:
             default = "the default of PPO: the ratio of new to old policy would measure the noise"
             check_adapter_dropout(model, trl_kwargs.get("peft_config"), default=default)
+        check_adapter_name(model)
         check_engine(args)
         check_vllm(args, model, trl_kwargs.get("quantization_config"))
         check_dataset_size(train_dataset, args)

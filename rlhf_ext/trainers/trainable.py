@@ -1,5 +1,8 @@
-"""A check that there is something to train."""
+"""Checks that there is something to train, and that TRL finds it."""
 
+from typing import Any
+
+from peft import PeftModel
 from torch import nn
 
 
@@ -16,4 +19,20 @@ def check_trainable(model: nn.Module) -> None:
         raise ValueError(
             "every weight of the model is frozen, so nothing would be trained: load its adapter with "
             "is_trainable=True, or pass a peft_config."
+        )
+
+
+def check_adapter_name(model: Any) -> None:
+    """Raise where a policy's adapter has another name than the one that TRL makes the reference of.
+
+    Args:
+        model: The policy as it is given, or its name.
+
+    Raises:
+        ValueError: It has adapters, and none is called "default".
+    """
+    if isinstance(model, PeftModel) and "default" not in model.peft_config:
+        raise ValueError(
+            f"the policy's adapter is called {model.active_adapter!r}, and TRL looks for one called 'default': load it "
+            "without an adapter_name."
         )

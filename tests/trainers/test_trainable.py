@@ -1,4 +1,4 @@
-"""A model with nothing to train is refused, by every trainer."""
+"""A model with nothing to train, or with an adapter that TRL would not find, is refused."""
 
 import pytest
 from peft import LoraConfig, PeftModel, get_peft_model
@@ -30,4 +30,14 @@ def test_adapter_that_was_not_loaded_to_be_trained(name, cpu_options, model_name
     with pytest.raises(
         ValueError, match=r"every weight of the model is frozen.* is_trainable=True, or pass a peft_con"
     ):
+        trainer(model, args=config(**cpu_options), train_dataset=preferences, **options)
+
+
+@pytest.mark.parametrize("name", ["dpo", "ppo"])
+def test_adapter_that_trl_would_not_find(name, cpu_options, model_name, preferences):
+    """TRL copies the one called "default" for the reference, and ends in a KeyError."""
+    trainer, config, options = TRAINERS[name]
+    lora = LoraConfig(r=4, target_modules=["q_proj"], task_type="CAUSAL_LM")
+    model = get_peft_model(AutoModelForCausalLM.from_pretrained(model_name), lora, adapter_name="mine")
+    with pytest.raises(ValueError, match="adapter is called 'mine', and TRL looks for one called 'default': load it"):
         trainer(model, args=config(**cpu_options), train_dataset=preferences, **options)

@@ -106,13 +106,18 @@ def as_pass_of(model: nn.Module, function: nn.Module) -> Callable[..., Any]:
     return model.pass_of_part
 
 
+def has_lora(model: nn.Module) -> bool:
+    """Whether the model is a LoRA adapter on a base, by the name that PEFT and TRL give the first adapter."""
+    return isinstance(model, PeftModel) and isinstance(model.peft_config["default"], LoraConfig)
+
+
 def require_lora(policy: nn.Module, option: str) -> PeftModel:
     """Return the policy, if it is a LoRA adapter on a frozen base.
 
     Raises:
         ValueError: It is not.
     """
-    if not isinstance(policy, PeftModel) or not isinstance(policy.peft_config["default"], LoraConfig):
+    if not has_lora(policy):
         raise ValueError(f"{option} needs a LoRA policy, whose base stays frozen: pass a peft_config (--use_peft).")
     if policy.peft_config["default"].modules_to_save:
         raise ValueError(f"{option} needs a base that no adapter replaces parts of: drop modules_to_save.")

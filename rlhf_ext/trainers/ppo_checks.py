@@ -10,11 +10,11 @@ from typing import Any
 import torch
 from accelerate.utils import parse_flag_from_env
 from datasets import Dataset
-from peft import LoraConfig, PeftModel
+from peft import PeftModel
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
-from ..adapters import merged_adapter, tuner_layers
+from ..adapters import has_lora, merged_adapter, tuner_layers
 from ..quantization import is_quantized
 from .ppo_config import PPOConfig
 from .ppo_options import advantage_name
@@ -182,7 +182,7 @@ def check_merging(policy: nn.Module, rollout_func: Any) -> None:
     option = "merge_adapter_for_generation"
     if rollout_func is not None:
         raise ValueError(f"{option} has no effect with a rollout_func, which generates by itself: drop it.")
-    if not isinstance(policy, PeftModel) or not isinstance(policy.peft_config.get("default"), LoraConfig):
+    if not has_lora(policy):
         raise ValueError(f"{option} has no effect without LoRA: pass a peft_config (--use_peft), or drop it.")
     quantization = getattr(policy.config, "quantization_config", None)
     if is_quantized(policy) or (quantization is not None and not getattr(quantization, "dequantize", False)):

@@ -17,6 +17,7 @@ from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerB
 from .context import context_length
 from .dropout import evaluation_mode
 from .formatting import InputError, Place
+from .generation_on_cpu import fast_on_cpu
 
 Prompt = str | list[dict[str, Any]]
 
@@ -217,7 +218,7 @@ def _generate(
     ones = [torch.ones_like(ids) for ids in token_ids]
     input_ids = pad_sequence(list(token_ids), batch_first=True, padding_value=pad, padding_side="left")
     mask = pad_sequence(ones, batch_first=True, padding_side="left")
-    with special_tokens_only(model), contiguous_hidden_states(model):
+    with special_tokens_only(model), fast_on_cpu(model):
         return model.generate(
             input_ids=input_ids.to(model.device),
             attention_mask=mask.to(model.device),
@@ -238,25 +239,6 @@ def special_tokens_only(model: nn.Module) -> Iterator[None]:
         yield
     finally:
         owner.generation_config = own
-
-
-@contextmanager
-def contiguous_hidden_states(model: PreTrainedModel | PeftModel) -> Iterator[None]:
-    """Hand the LM head the hidden states of a prompt's last token as a block, which are a slice of those of all tokens.
-
-    PyTorch multiplies a slice text by text, and on a CPU in bfloat16 copies the head's weights for each of them
-    (pytorch#151934): 4.5 GiB for 16 prompts of Gemma 3 270M, which took a minute instead of a tenth of a second.
-    """
-    head = model.get_output_embeddings()
-    weight = None if head is None else next(head.parameters(), None)
-    if weight is None or weight.device.type != "cpu":
-        yield
-        return
-    hook = head.register_forward_pre_hook(lambda _, inputs: (inputs[0].contiguous(), *inputs[1:]))
-    try:
-        yield
-    finally:
-        hook.remove()
 
 
 def _until_end(completion: Tensor, ends: Tensor) -> Tensor:

@@ -23,7 +23,8 @@ from ..advantages import masked_mean, mean_shortfall, whiten
 from ..completion_pass import rejoined, whole_texts, without_padding
 from ..critics import make_critic
 from ..dropout import check_adapter_dropout, disable_dropout, modes_as_they_were, without_dropout
-from ..generation import contiguous_hidden_states, special_tokens_only
+from ..generation import special_tokens_only
+from ..generation_on_cpu import fast_on_cpu
 from ..kl import per_token_kl
 from ..losses.ppo import clipped_value_loss
 from ..ppo_rewards import ended_by_itself, token_rewards
@@ -160,7 +161,7 @@ class PPOTrainer(TrainsCritic, ResumesExactly, MakesSamePasses, trl.GRPOTrainer)
         merged = merged_adapter(self.model) if self.args.merge_adapter_for_generation else nullcontext()
         with (
             special_tokens_only(self.model),
-            contiguous_hidden_states(self.model),
+            fast_on_cpu(self.model),
             modes_as_they_were(self.model),
             merged,
         ):

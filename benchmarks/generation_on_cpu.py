@@ -1,0 +1,56 @@
+"""Seconds of generating on a CPU with one random number a text and token, and with `torch.multinomial`, as JSON.
+
+    OMP_NUM_THREADS=2 python benchmarks/generation_on_cpu.py --model PATH
+
+16 completions of 24 tokens with the model's weights in bfloat16 and in float32, the two ways in turn.
+"""
+
+from rlhf_ext.console import quiet_libraries
+
+quiet_libraries()
+
+import argparse
+import json
+import time
+from contextlib import AbstractContextManager, nullcontext
+
+import torch
+from ppo_vs_trl_1_12 import summary
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from rlhf_ext import generation_on_cpu
+from rlhf_ext.generation import generate
+from rlhf_ext.trainers.replaced import replaced
+
+PROMPTS = ["Tell me a story about the sea."] * 16
+
+
+def draws_of_torch() -> AbstractContextManager[None]:
+    """Take the way of what is no probability for all draws."""
+    return replaced(generation_on_cpu, _inverse_transform=lambda _: None)
+
+
+def main() -> None:
+    """Time both ways and print JSON."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", required=True)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--new_tokens", type=int, default=24)
+    arguments = parser.parse_args()
+    tokenizer = AutoTokenizer.from_pretrained(arguments.model)
+    result: dict[str, object] = {"threads": torch.get_num_threads(), "words": len(tokenizer)}
+    for dtype in (torch.bfloat16, torch.float32):
+        model = AutoModelForCausalLM.from_pretrained(arguments.model, dtype=dtype)
+        seconds: dict[str, list[float]] = {"torch.multinomial": [], "one number a text": []}
+        for number in range(arguments.rounds + 1):  # the first round warms up
+            for way, found in seconds.items():
+                start = time.perf_counter()
+                with draws_of_torch() if way == "torch.multinomial" else nullcontext():
+                    generate(model, tokenizer, PROMPTS, seed=number, max_new_tokens=arguments.new_tokens)
+                found += [time.perf_counter() - start] if number else []
+        result[str(dtype)] = {way: summary(found) for way, found in seconds.items()}
+    print(json.dumps(result, indent=2))
+
+
+if __name__ == "__main__":
+    main()

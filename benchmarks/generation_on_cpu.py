@@ -20,13 +20,13 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from rlhf_ext import generation_on_cpu
 from rlhf_ext.generation import generate
-from rlhf_ext.trainers.replaced import replaced
+from rlhf_ext.replaced import replaced
 
 PROMPTS = ["Tell me a story about the sea."] * 16
 
 
 def draws_of_torch() -> AbstractContextManager[None]:
-    """Take the way of what is no probability for all draws."""
+    """Let `torch.multinomial` draw everything: `None` hands a draw over to it."""
     return replaced(generation_on_cpu, _inverse_transform=lambda _: None)
 
 

@@ -10,7 +10,7 @@ from peft import PeftModel
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from .trainers.replaced import replaced
+from .replaced import replaced
 
 
 @contextmanager

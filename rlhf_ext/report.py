@@ -11,11 +11,11 @@ from transformers import Trainer
 
 from .arguments import DEMO, RecipeArguments
 from .data_files import is_local
+from .replaced import replaced
 from .run_report.build import write_report
 from .run_report.curves import plot_panel, with_start
 from .run_report.samples import SampleCallback
 from .trackers import begin_tracking, end_tracking
-from .trainers.replaced import replaced
 
 
 def save_run(

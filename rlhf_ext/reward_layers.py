@@ -18,7 +18,7 @@ from transformers import AutoConfig, AutoModelForSequenceClassification
 from transformers.integrations import deepspeed
 
 from .pooling import classification_module, head_name, head_of
-from .trainers.replaced import replaced
+from .replaced import replaced
 
 
 def score_layer(model: nn.Module) -> nn.Linear:

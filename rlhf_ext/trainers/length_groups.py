@@ -7,7 +7,7 @@ from datasets import Dataset, IterableDataset
 from torch.utils.data import DataLoader, Sampler
 from transformers import Trainer, TrainingArguments
 
-from .replaced import replaced
+from ..replaced import replaced
 
 
 class EpochSeededOrder(Sampler):

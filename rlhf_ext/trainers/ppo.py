@@ -29,6 +29,7 @@ from ..kl import per_token_kl
 from ..losses.ppo import clipped_value_loss
 from ..ppo_rewards import ended_by_itself, token_rewards
 from ..quantization import keep_gradients_on_cpu
+from ..replaced import replaced
 from ..reward_adapter import RewardAdapter
 from ..running_stats import RunningMeanStd
 from .ppo_callback import EpochSeededSampler, PPOCallback
@@ -47,7 +48,6 @@ from .ppo_checks import (
 )
 from .ppo_config import PPOConfig
 from .ppo_metrics import completion_metrics, loss_metrics, value_metrics
-from .replaced import replaced
 from .resume import ResumesExactly
 from .same_passes import MakesSamePasses
 from .trainable import check_adapter_name, check_trainable

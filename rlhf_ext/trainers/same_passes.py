@@ -12,7 +12,7 @@ from trl.trainer import grpo_trainer
 
 from ..completion_pass import completion_pass, interleaved, micro_batches, rejoined
 from ..critics import causal_lm_of
-from .replaced import replaced
+from ..replaced import replaced
 
 
 class MakesSamePasses(trl.GRPOTrainer):

@@ -11,8 +11,8 @@ from transformers import Trainer
 
 from ..critics import AdapterCritic, Critic
 from ..kl import AdaptiveKLController, FixedKLController
+from ..replaced import replaced
 from ..running_stats import RunningMeanStd
-from .replaced import replaced
 
 CRITIC = "critic"  # folder beside the policy, and group in the optimizer
 STATE_FILE = "ppo_state.json"

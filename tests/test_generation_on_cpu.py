@@ -1,10 +1,12 @@
-"""Tokens drawn with one random number a row: as likely as those of `torch.multinomial`, which is there for the rest."""
+"""Tokens drawn with one random number a row, as likely as those of `torch.multinomial`, and packed weights."""
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from peft import LoraConfig, get_peft_model
 from scipy import stats
+from torch import nn
 from transformers import AutoModelForCausalLM
 
 from rlhf_ext import generation_on_cpu
@@ -95,3 +97,126 @@ def test_transformers_draws_so_and_torch_as_ever_afterwards(model, monkeypatch):
     with pytest.raises(ConnectionError), fast_on_cpu(model):
         raise ConnectionError
     assert torch.multinomial is original
+
+
+def passes(layer, *inputs):
+    """What the layer gives for each input while the weights of any layer that is large enough are packed."""
+    with torch.no_grad(), fast_on_cpu(layer):
+        return [layer(hidden) for hidden in inputs], getattr(vars(layer).get("forward"), "weight", None) is not None
+
+
+def large_layer(dtype=torch.float32, kind=nn.Linear, size=(512, 520)):
+    torch.manual_seed(0)
+    layer = kind(*size, dtype=dtype)
+    layer.get_output_embeddings = lambda: None
+    return layer
+
+
+@pytest.mark.parametrize("shape", [(1, 1), (3, 1), (16, 1), (2, 7)])
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-5), (torch.bfloat16, 2e-2)])
+def test_products_with_packed_weights(dtype, tolerance, shape):
+    layer = large_layer(dtype)
+    hidden = torch.randn(*shape, 512, dtype=dtype)
+    wide = torch.randn(*shape, 1024, dtype=dtype)[..., ::2]  # not in one block
+    results, is_packed = passes(layer, hidden, hidden, wide)
+    assert is_packed
+    for rows, found in zip((hidden, hidden, wide), results, strict=True):
+        exact = rows.double() @ layer.weight.double().T + layer.bias.double()
+        assert found.dtype == dtype and (found - exact).abs().max() < tolerance
+
+
+def test_packed_weights_are_those_of_now_and_gone_afterwards():
+    """Weights learn between two generations."""
+    layer = large_layer()
+    hidden = torch.randn(2, 512)
+    before, _ = passes(layer, hidden, hidden)
+    with torch.no_grad():
+        layer.weight.mul_(2)
+        layer.bias.mul_(2)
+    after, is_packed = passes(layer, hidden, hidden)
+    assert is_packed and torch.allclose(after[1], 2 * before[1], atol=1e-5)
+    with pytest.raises(ConnectionError), fast_on_cpu(layer):
+        raise ConnectionError
+    assert "forward" not in vars(layer)
+    layer(hidden).sum().backward()
+    assert layer.weight.grad is not None
+
+
+def test_one_pass_packs_nothing():
+    """As a model that is asked for the next token alone makes; packing would take longer than it saves."""
+    layer = large_layer()
+    assert not passes(layer, torch.randn(1, 512))[1]
+
+
+class HasOwnWay(nn.Linear):
+    pass
+
+
+@pytest.mark.parametrize(
+    "layer",
+    [
+        large_layer(size=(512, 511)),
+        large_layer(kind=HasOwnWay),
+        large_layer(torch.float64),
+        large_layer().to("meta"),
+    ],
+    ids=["small", "other kind", "float64", "not on a CPU"],
+)
+def test_what_is_not_packed(layer):
+    hidden = torch.randn(1, layer.in_features, dtype=layer.weight.dtype, device=layer.weight.device)
+    assert not passes(layer, hidden, hidden)[1]
+
+
+def test_layer_with_a_way_of_its_own_keeps_it():
+    """As accelerate gives layers that it moves between devices."""
+    layer = large_layer()
+    layer.forward = own = lambda hidden: hidden + 1
+    found, _ = passes(layer, torch.zeros(2), torch.zeros(2))
+    assert all(torch.equal(result, torch.ones(2)) for result in found) and vars(layer)["forward"] is own
+
+
+def test_weights_beyond_the_limit_are_not_packed(monkeypatch):
+    layer = large_layer()
+    hidden = torch.randn(1, 512)
+    monkeypatch.setattr(generation_on_cpu, "PACKED_SIZES", (2**18, layer.weight.numel()))
+    assert passes(layer, hidden, hidden)[1]
+    monkeypatch.setattr(generation_on_cpu, "PACKED_SIZES", (2**18, layer.weight.numel() - 1))
+    assert not passes(layer, hidden, hidden)[1]
+
+
+def test_gradients_and_other_types_come_through():
+    """Autocast multiplies in bfloat16 what the weights would give in float32."""
+    layer = large_layer()
+    hidden = torch.randn(2, 512)
+    with fast_on_cpu(layer):
+        layer(hidden)
+        layer(hidden).sum().backward()
+        with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+            assert layer(hidden).dtype == torch.bfloat16
+        layer.to(torch.bfloat16)
+        with torch.no_grad():
+            assert layer(hidden.bfloat16()).dtype == torch.bfloat16
+    assert torch.allclose(layer.weight.grad.float(), hidden.sum(0).expand(520, -1), rtol=1e-2, atol=1e-2)
+
+
+@pytest.mark.parametrize("adapter", ["none", "apart", "merged"])
+def test_model_writes_the_same_with_packed_weights(adapter, model_name, monkeypatch):
+    model = AutoModelForCausalLM.from_pretrained(model_name, dtype=torch.float32).eval()
+    if adapter != "none":
+        torch.manual_seed(0)
+        model = get_peft_model(model, LoraConfig(r=4, target_modules="all-linear", init_lora_weights=False)).eval()
+    options = {"do_sample": False, "max_new_tokens": 24, "min_new_tokens": 24, "pad_token_id": 0}
+    prompt = torch.tensor([[5, 6, 7], [8, 9, 10]])
+    expected = model.generate(input_ids=prompt, **options)
+    if adapter == "merged":
+        model.merge_adapter()
+    packed = []
+    original = generation_on_cpu._Packed.__init__
+    monkeypatch.setattr(generation_on_cpu, "PACKED_SIZES", (2**15, 2**30))
+    monkeypatch.setattr(
+        generation_on_cpu._Packed, "__init__", lambda found, layer: (packed.append(found), original(found, layer))[1]
+    )
+    with fast_on_cpu(model):
+        assert torch.equal(model.generate(input_ids=prompt, **options), expected)
+    # Seven matrices in each of three layers and the LM head; an adapter's own are too small.
+    assert len(packed) == 22 and all(found.weight is not None for found in packed)

@@ -161,9 +161,9 @@ class PPOTrainer(TrainsCritic, ResumesExactly, MakesSamePasses, trl.GRPOTrainer)
         merged = merged_adapter(self.model) if self.args.merge_adapter_for_generation else nullcontext()
         with (
             special_tokens_only(self.model),
-            fast_on_cpu(self.model),
             modes_as_they_were(self.model),
             merged,
+            fast_on_cpu(self.model),
         ):
             return super()._generate_single_turn(*args, **kwargs)
 

@@ -1,28 +1,32 @@
-"""The benchmark of generation runs at a tiny size, and its two sides draw in the two ways."""
+"""The benchmark of generation runs at a tiny size, and each side draws and multiplies in its way."""
 
 import json
 import sys
 
 import torch
 
+from rlhf_ext import generation_on_cpu as ways
 from rlhf_ext.demo import model_path
 
 
-def test_each_side_draws_in_its_way(monkeypatch, capsys):
+def test_each_side_generates_in_its_way(monkeypatch, capsys):
     import generation_on_cpu
 
-    seeds, multinomial = {}, torch.multinomial
+    seeds, multinomial, packed = {}, torch.multinomial, ways._Packed
+    packings = []
 
     def noted(*args, **kwargs):
         seeds[torch.initial_seed()] = seeds.get(torch.initial_seed(), 0) + 1
         return multinomial(*args, **kwargs)
 
     monkeypatch.setattr(torch, "multinomial", noted)
+    monkeypatch.setattr(ways, "_Packed", lambda layer: (packings.append(torch.initial_seed()), packed(layer))[1])
     options = ["--model", model_path(), "--rounds", "2", "--new_tokens", "1"]
     monkeypatch.setattr(sys, "argv", ["generation_on_cpu.py", *options])
     generation_on_cpu.main()
-    assert seeds == {0: 2, 1: 2, 2: 2}  # a token with each seed and in each type, by one of the two sides alone
+    assert seeds == {0: 2, 1: 2, 2: 2}  # a token with each seed and in each type, by one of the sides alone
     result = json.loads(capsys.readouterr().out)
     for dtype in ("torch.bfloat16", "torch.float32"):
-        assert set(result[dtype]) == {"torch.multinomial", "one number a text"}
+        assert list(result[dtype]) == ["transformers", "one random number a text", "and packed weights"]
         assert all(seconds["median"] > 0 for seconds in result[dtype].values())
+    assert len(packings) in (3, 6)  # the LM head, by one of the sides alone; in bfloat16 where the processor has it

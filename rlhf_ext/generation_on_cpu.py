@@ -111,6 +111,7 @@ class _Packed:
 
     def __init__(self, layer: nn.Linear) -> None:
         self.layer = layer
+        self.dtype = layer.weight.dtype
         self.is_first = True
         self.weight: Tensor | None = None
 
@@ -123,7 +124,6 @@ class _Packed:
         return torch.ops.mkldnn._linear_pointwise(hidden, self.weight, self.layer.bias, "none", [], "")
 
     def _multiplies_as_it_is(self, hidden: Tensor) -> bool:
-        """Whether neither autocast nor autograd comes in between."""
-        dtype = self.layer.weight.dtype
-        is_cast = torch.is_autocast_enabled("cpu") and torch.get_autocast_dtype("cpu") != dtype
-        return hidden.dtype == dtype and not is_cast and not torch.is_grad_enabled()
+        """Whether neither autocast nor autograd comes in between, and nobody has cast the model."""
+        is_cast = torch.is_autocast_enabled("cpu") and torch.get_autocast_dtype("cpu") != self.dtype
+        return hidden.dtype == self.dtype and not is_cast and not torch.is_grad_enabled()

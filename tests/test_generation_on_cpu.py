@@ -142,6 +142,13 @@ def test_packed_weights_are_those_of_now_and_gone_afterwards():
     assert layer.weight.grad is not None
 
 
+def test_weights_are_packed_once():
+    layer = large_layer()
+    with torch.no_grad(), fast_on_cpu(layer):
+        packed = [(layer(torch.randn(2, 512)), layer.forward.weight)[1] for _ in range(3)]
+    assert packed[0] is None and packed[1] is packed[2] is not None
+
+
 def test_one_pass_packs_nothing():
     """As a model that is asked for the next token alone makes; packing would take longer than it saves."""
     layer = large_layer()
@@ -193,7 +200,10 @@ def test_gradients_and_other_types_come_through():
         layer(hidden).sum().backward()
         with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
             assert layer(hidden).dtype == torch.bfloat16
-        layer.to(torch.bfloat16)
+        with torch.no_grad():
+            layer(hidden)
+        assert layer.forward.weight is not None
+        layer.to(torch.bfloat16)  # as TRL does for continuous batching
         with torch.no_grad():
             assert layer(hidden.bfloat16()).dtype == torch.bfloat16
     assert torch.allclose(layer.weight.grad.float(), hidden.sum(0).expand(520, -1), rtol=1e-2, atol=1e-2)

@@ -13,6 +13,7 @@ from rlhf_ext import generation_on_cpu
 from rlhf_ext.generation_on_cpu import fast_on_cpu
 
 LARGEST = 1 - 2**-24  # of the numbers that `torch.rand` draws
+TINY = torch.finfo(torch.float32).tiny
 
 
 @pytest.fixture(scope="module")
@@ -51,7 +52,15 @@ def test_no_impossible_token_is_drawn(probabilities, number):
     row = torch.tensor([probabilities])
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(torch, "rand_like", lambda totals: torch.full_like(totals, number))
-        assert row[0, generation_on_cpu._inverse_transform(row).item()] > 0
+        drawn = generation_on_cpu._inverse_transform(row)
+    assert (drawn is None and row.sum() <= 2 * TINY) or row[0, drawn.item()] > 0
+
+
+@pytest.mark.parametrize("total", [TINY, TINY / 2, 1e-45])
+def test_rows_too_small_to_divide_are_left_to_torch(draw, total):
+    """A number just below 1, times such a total, is the total."""
+    assert generation_on_cpu._inverse_transform(torch.tensor([[0.0, total, 0.0]])) is None
+    assert draw(torch.tensor([[0.0, total, 0.0]]), num_samples=1).item() == 1
 
 
 def test_rows_are_drawn_apart(draw):

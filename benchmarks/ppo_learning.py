@@ -9,9 +9,10 @@ the optimum.
 
 All sides start from the same weights, generate the same number of tokens (a batch of 32 completions an update; RLOO:
 8 prompts with 4 completions each) and make the same number of optimizer steps, with a learning rate that falls to 0.
+`plain` is PPO in plain PyTorch (`plain_ppo.py`), which shares no line with ours.
 Every side has the learning rate that was best for it among those of `--search`, which runs them all on seeds that the
-table does not use; the critics' own settings were chosen on such seeds, too. The score comes with the last token only,
-so lambda is 1. Reported are the
+table does not use (`plain` those of the `adapter` critic); the critics' own settings were chosen on such seeds, too.
+The score comes with the last token only, so lambda is 1. Reported are the
 mean reward of 512 completions sampled after training, and the mean reward at quarters of the way, over seeds: median,
 lowest to highest.
 """
@@ -33,9 +34,10 @@ import torch
 import trl
 from datasets import Dataset
 from peft import LoraConfig
+from plain_ppo import Sizes, train
 from ppo_vs_trl_1_12_side import word_tokenizer
 from tables import spread
-from transformers import LlamaConfig, LlamaForCausalLM, PrinterCallback
+from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM, PreTrainedModel, PrinterCallback
 from transformers.utils.logging import disable_progress_bar
 
 from rlhf_ext import PPOConfig, PPOTrainer
@@ -43,8 +45,9 @@ from rlhf_ext import PPOConfig, PPOTrainer
 WORDS, PLACES, TARGET = 32, 16, 7
 BATCH, MINI_BATCHES, EPOCHS, GENERATIONS = 32, 2, 2, 4
 CRITICS = PPOConfig.__dataclass_fields__["critic"].metadata["choices"]
+SIDES = ["rloo", *CRITICS, "plain"]
 # The best of those that `--search` tries.
-LEARNING_RATES = {"rloo": 2e-2, "head": 2e-2, "adapter": 2e-2, "model": 2e-2}
+LEARNING_RATES = {"rloo": 2e-2, "head": 2e-2, "adapter": 2e-2, "model": 2e-2, "plain": 2e-2}
 SEARCHED = [5e-3, 1e-2, 2e-2]
 CRITIC_OPTIONS: dict[str, dict[str, Any]] = {
     "head": {"critic_learning_rate": 1e-2, "critic_stop_gradient": True},
@@ -56,6 +59,13 @@ CRITIC_OPTIONS: dict[str, dict[str, Any]] = {
 def part_of_places(completion_ids: list[list[int]], **_: Any) -> list[float]:
     """The reward: places that hold the target, over all places."""
     return [ids.count(TARGET) / PLACES for ids in completion_ids]
+
+
+def prompts() -> list[str]:
+    """256 prompts of four words."""
+    generator = torch.Generator().manual_seed(0)
+    rows = torch.randint(0, WORDS - 2, (256, 4), generator=generator).tolist()
+    return [" ".join(map(str, words)) + " " for words in rows]
 
 
 def write_policy(folder: Path, seed: int) -> str:
@@ -100,9 +110,7 @@ def make_trainer(
         "log_level": "error",
         "seed": seed,
     }
-    generator = torch.Generator().manual_seed(0)
-    rows = torch.randint(0, WORDS - 2, (256, 4), generator=generator).tolist()
-    dataset = Dataset.from_list([{"prompt": " ".join(map(str, words)) + " "} for words in rows])
+    dataset = Dataset.from_dict({"prompt": prompts()})
     adapter = LoraConfig(r=8, target_modules="all-linear", task_type="CAUSAL_LM")
     if side == "rloo":
         config = trl.RLOOConfig(**options, num_generations=GENERATIONS, beta=0.0)
@@ -112,15 +120,35 @@ def make_trainer(
     return PPOTrainer(policy, part_of_places, config, dataset, peft_config=adapter)
 
 
+def token_ids(policy: str) -> torch.Tensor:
+    """The prompts' tokens."""
+    tokenizer = AutoTokenizer.from_pretrained(policy)
+    return tokenizer(prompts(), return_tensors="pt").input_ids
+
+
 @torch.no_grad()
-def mean_reward(trainer: trl.GRPOTrainer, completions: int = 512) -> float:
+def mean_reward(model: PreTrainedModel, ids: torch.Tensor, completions: int = 512) -> float:
     """Mean reward of completions of the training prompts, sampled from the trained policy."""
-    model, tokenizer = trainer.model.eval(), trainer.processing_class
-    prompts = trainer.train_dataset["prompt"]
-    texts = [prompts[index % len(prompts)] for index in range(completions)]
-    inputs = tokenizer(texts, return_tensors="pt", return_token_type_ids=False)
-    ids = model.generate(**inputs, max_new_tokens=PLACES, do_sample=True, top_k=0)[:, inputs.input_ids.size(1) :]
-    return statistics.mean(part_of_places(ids.tolist()))
+    ids = ids[torch.arange(completions) % len(ids)]
+    options = {"attention_mask": torch.ones_like(ids), "max_new_tokens": PLACES, "do_sample": True, "top_k": 0}
+    written = model.eval().generate(input_ids=ids, **options)[:, ids.size(1) :]
+    return statistics.mean(part_of_places(written.tolist()))
+
+
+def train_plain(policy: str, *, updates: int, learning_rate: float, seed: int) -> tuple[PreTrainedModel, list[float]]:
+    """Train with PPO in plain PyTorch; return the policy and the rewards."""
+    rates = (learning_rate, CRITIC_OPTIONS["adapter"]["critic_learning_rate"])
+    sizes = Sizes(BATCH, MINI_BATCHES, EPOCHS, PLACES)
+    options = {"updates": updates, "learning_rates": rates, "seed": seed}
+    return train(policy, token_ids(policy), part_of_places, sizes, **options)
+
+
+def train_trainer(side: str, policy: str, **options: Any) -> tuple[PreTrainedModel, list[float]]:
+    """Train with a trainer of ours or TRL's; return the policy and the rewards."""
+    trainer = make_trainer(side, policy, **options)
+    trainer.remove_callback(PrinterCallback)
+    trainer.train()
+    return trainer.model, [entry["reward"] for entry in trainer.state.log_history if "reward" in entry]
 
 
 def run(side: str, *, updates: int, learning_rate: float, seed: int, entropy_coef: float = 0.0) -> dict[str, Any]:
@@ -128,18 +156,18 @@ def run(side: str, *, updates: int, learning_rate: float, seed: int, entropy_coe
     start = time.perf_counter()
     with tempfile.TemporaryDirectory() as folder:
         policy = write_policy(Path(folder), seed)
-        options = {"updates": updates, "learning_rate": learning_rate, "seed": seed, "entropy_coef": entropy_coef}
-        trainer = make_trainer(side, policy, **options)
-        trainer.remove_callback(PrinterCallback)
-        trainer.train()
-        rewards = [entry["reward"] for entry in trainer.state.log_history if "reward" in entry]
+        options: dict[str, Any] = {"updates": updates, "learning_rate": learning_rate, "seed": seed}
+        if side == "plain":
+            model, rewards = train_plain(policy, **options)
+        else:
+            model, rewards = train_trainer(side, policy, **options, entropy_coef=entropy_coef)
         quarters = [statistics.mean(rewards[updates * i // 4 : updates * (i + 1) // 4]) for i in range(4)]
         return {
             "side": side,
             "seed": seed,
             "learning_rate": learning_rate,
             "generated_tokens": updates * BATCH * PLACES,
-            "optimum_reached": round(mean_reward(trainer), 4),
+            "optimum_reached": round(mean_reward(model, token_ids(policy)), 4),
             "mean_reward_by_quarter": [round(quarter, 4) for quarter in quarters],
             "seconds": round(time.perf_counter() - start, 1),
         }
@@ -160,14 +188,14 @@ def table(runs: list[dict[str, Any]]) -> str:
 def main() -> None:
     """Run every side with every seed; print JSON and the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--sides", nargs="+", choices=["rloo", *CRITICS], default=["rloo", *CRITICS])
+    parser.add_argument("--sides", nargs="+", choices=SIDES, default=SIDES)
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--updates", type=int, default=60)
-    parser.add_argument("--entropy_coef", type=float, default=0.0, help="of the entropy bonus, which RLOO has not")
+    parser.add_argument("--entropy_coef", type=float, default=0.0, help="of the entropy bonus of our critics")
     parser.add_argument("--search", action="store_true", help="try several learning rates, on seeds of their own")
     arguments = parser.parse_args()
-    if arguments.entropy_coef and "rloo" in arguments.sides:
-        parser.error("--entropy_coef has no effect on rloo: leave it out with --sides")
+    if arguments.entropy_coef and not {*arguments.sides} <= {*CRITICS}:
+        parser.error("--entropy_coef has no effect on rloo and plain: leave them out with --sides")
     disable_progress_bar()
     first = 1000 if arguments.search else 0
     runs = []

@@ -47,8 +47,8 @@ def _inverse_transform(probabilities: Tensor) -> Tensor | None:
         probabilities: (B, V), at least 0.
 
     Returns:
-        (B, 1); None if a row has no finite sum above 0, of which `torch.multinomial` says what is wrong, or one so small
-        that a part of it is rounded to the whole.
+        (B, 1); None if a row has no finite sum above 0, of which `torch.multinomial` says what is wrong, or one so
+        small that a part of it is rounded to the whole.
     """
     cumulated = probabilities.cumsum(dim=1)
     totals = cumulated[:, -1:]

@@ -89,12 +89,12 @@ def test_learning_measures_the_part_of_the_optimum():
 
     target, other = benchmark.TARGET, benchmark.TARGET + 1
     assert benchmark.part_of_places([[target] * 16, [target, other, target, 1], []]) == [1.0, 0.125, 0.0]
-    runs = [benchmark.run(side, updates=4, learning_rate=1e-2, seed=0) for side in ("head", "rloo")]
+    runs = [benchmark.run(side, updates=4, learning_rate=1e-2, seed=0) for side in ("head", "rloo", "plain")]
     for run in runs:
         assert run["generated_tokens"] == 4 * 32 * 16
         assert all(0 <= part < 0.3 for part in (run["optimum_reached"], *run["mean_reward_by_quarter"]))
     header, _, *rows = benchmark.table(runs).splitlines()
-    assert [row.count("|") for row in rows] == [header.count("|")] * 2
+    assert [row.count("|") for row in rows] == [header.count("|")] * 3
     assert rows[0].startswith("| head | 0.01 | 1 |")
 
 

@@ -98,6 +98,11 @@ def try_losses(losses: Losses, extra_columns: Sequence[str], call: Callable[[Los
         try:
             with torch.enable_grad():
                 check_losses(name, call(loss, extras), pairs=2)
+        except KeyError as error:
+            raise PluginError(
+                f"The loss {name!r} reads {error}, which is not there. If it is a column of the dataset, add "
+                f"extra_columns={[*extra_columns, *error.args]}."
+            ) from error
         except Exception as error:
             raise PluginError(f"The loss {name!r} fails on a trial batch: {' '.join(str(error).split())}") from error
     if unread := [column for column, values in extras.items() if not values.is_read]:

@@ -1,4 +1,4 @@
-"""What makes Transformers' generation faster on a CPU: multiplying with weights, and drawing a token, cost less."""
+"""What makes Transformers' generation faster on a CPU: drawing a token, and multiplying with weights, cost less."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -7,14 +7,11 @@ from typing import Any
 
 import torch
 from peft import PeftModel
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import PreTrainedModel
 
+from .packed_weights import packed_weights
 from .replaced import replaced
-
-# Weights of a matrix at least, as those of a smaller one stay in the processor's cache; and of all matrices at most, as
-# packing them takes their memory once more.
-PACKED_SIZES = (2**18, 2**30)
 
 
 @contextmanager
@@ -23,7 +20,7 @@ def fast_on_cpu(model: PreTrainedModel | PeftModel) -> Iterator[None]:
     with (
         replaced(torch, multinomial=partial(_multinomial, torch.multinomial)),
         _contiguous_hidden_states(model),
-        _packed_weights(model),
+        packed_weights(model),
     ):
         yield
 
@@ -74,57 +71,3 @@ def _contiguous_hidden_states(model: PreTrainedModel | PeftModel) -> Iterator[No
         yield
     finally:
         hook.remove()
-
-
-@contextmanager
-def _packed_weights(model: PreTrainedModel | PeftModel) -> Iterator[None]:
-    """Multiply with copies of the weights in the layout that oneDNN's kernels read, made once for all tokens inside.
-
-    PyTorch hands weights over as they lie, and for a few texts bringing them into such a layout, for every token anew,
-    takes longer than multiplying: 148 ms in place of 36 for the LM head of Gemma 3 270M and 16 texts in float32.
-    """
-    layers = [layer for layer in model.modules() if _can_be_packed(layer)]
-    if sum(layer.weight.numel() for layer in layers) > PACKED_SIZES[1]:
-        layers = []
-    for layer in layers:
-        layer.forward = _Packed(layer)
-    try:
-        yield
-    finally:
-        for layer in layers:
-            del layer.forward
-
-
-def _can_be_packed(layer: nn.Module) -> bool:
-    if type(layer) is not nn.Linear or "forward" in vars(layer):
-        return False
-    weight = layer.weight.data
-    if type(weight) is not Tensor or weight.device.type != "cpu" or not torch.backends.mkldnn.is_available():
-        return False
-    is_supported = weight.dtype == torch.float32 or (
-        weight.dtype == torch.bfloat16 and torch.ops.mkldnn._is_mkldnn_bf16_supported()
-    )
-    return is_supported and weight.numel() >= PACKED_SIZES[0]
-
-
-class _Packed:
-    """The forward of a linear layer, with packed weights from its second pass on: the first may be the only one."""
-
-    def __init__(self, layer: nn.Linear) -> None:
-        self.layer = layer
-        self.dtype = layer.weight.dtype
-        self.is_first = True
-        self.weight: Tensor | None = None
-
-    def __call__(self, hidden: Tensor) -> Tensor:
-        if self.is_first or not self._multiplies_as_it_is(hidden):
-            self.is_first = False
-            return nn.Linear.forward(self.layer, hidden)
-        if self.weight is None:
-            self.weight = torch.ops.mkldnn._reorder_linear_weight(self.layer.weight.detach())
-        return torch.ops.mkldnn._linear_pointwise(hidden, self.weight, self.layer.bias, "none", [], "")
-
-    def _multiplies_as_it_is(self, hidden: Tensor) -> bool:
-        """Whether neither autocast nor autograd comes in between, and nobody has cast the model."""
-        is_cast = torch.is_autocast_enabled("cpu") and torch.get_autocast_dtype("cpu") != self.dtype
-        return hidden.dtype == self.dtype and not is_cast and not torch.is_grad_enabled()

@@ -21,8 +21,8 @@ def trained_weights(model: nn.Module) -> list[nn.Parameter]:
 def restore_float32(model: nn.Module, given: Sequence[tuple[nn.Parameter, Tensor]]) -> None:
     """Let adapters over a quantized base learn in float32, as PEFT has them over any other; TRL makes them bfloat16.
 
-    In bfloat16 an update of less than 1/512 of a weight is lost (trl#1644; for DoRA trl#7268). And an adapter that is trained
-    on, or a reward model's head beside it, would be rounded at once, but not the copy that is the adapter's reference.
+    In bfloat16 an update of less than 1/512 of a weight is lost (trl#1644; for DoRA trl#7268). And an adapter that is
+    trained on, or a reward model's head beside it, would be rounded at once, but not the copy that is its reference.
 
     Args:
         model: The model that TRL has prepared.

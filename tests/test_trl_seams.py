@@ -14,6 +14,7 @@ from bitsandbytes.autograd import _functions
 from bitsandbytes.nn import Linear4bit, Linear8bitLt
 from peft.tuners import tuners_utils
 from peft.tuners.tuners_utils import BaseTunerLayer
+from torch import nn
 from transformers import Trainer, TrainingArguments
 from transformers.integrations import TensorBoardCallback, TrackioCallback, deepspeed
 from transformers.trainer_callback import ProgressCallback
@@ -141,6 +142,7 @@ SEAMS = [
     (Linear4bit, "forward", "and self.support_avx512bf16_for_cpu", "the same"),
     (Linear8bitLt, "forward", "self.state.is_training = self.training", "8-bit layers that keep their mode"),
     (_functions, "matmul", "if state.is_training: if A.device.type in", "the same"),
+    (nn.Module, "compile", "self._compiled_call_impl = torch.compile(", "leaving compiled models alone"),
 ]
 
 

@@ -13,6 +13,7 @@ from trl.generation.vllm_generation import VLLMGeneration
 
 from rlhf_ext import PPOConfig, PPOTrainer
 from rlhf_ext.adapters import base_as_it_was, merged_adapter, tuner_layers
+from rlhf_ext.packed_weights import _has_packed_products
 from rlhf_ext.trainers.ppo_checks import check_vllm
 
 
@@ -238,11 +239,12 @@ def test_merged_adapter_is_that_of_generation_alone(critic, bf16_base, make_trai
     def noted(trainer, *args):
         merged_in_generation.append({tuple(layer.merged_adapters) for layer in tuner_layers(trainer.model)})
         lm_head = trainer.model.get_output_embeddings()
+        packed.append(hasattr(vars(lm_head).get("forward"), "weight"))
         lm_head.register_forward_hook(lambda _, inputs, __: contiguous.append(inputs[0].is_contiguous()))
         return generate(trainer, *args)
 
     monkeypatch.setattr(trl.GRPOTrainer, "_generate_single_turn", noted)
-    outputs, contiguous = [], []
+    outputs, contiguous, packed = [], [], []
     dtype = torch.bfloat16 if bf16_base else torch.float32
     for merge in (False, True):
         trainer = make_trainer(
@@ -254,6 +256,7 @@ def test_merged_adapter_is_that_of_generation_alone(critic, bf16_base, make_trai
         assert not any(layer.merged for layer in tuner_layers(trainer.model))
     assert merged_in_generation == [{()}, {("default",)}]
     assert contiguous and all(contiguous)
+    assert packed == 2 * [_has_packed_products(dtype)]
     if not bf16_base:
         for name in ("completion_ids", "old_per_token_logps", "values", "advantages"):
             assert torch.equal(outputs[0][name], outputs[1][name])

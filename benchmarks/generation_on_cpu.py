@@ -31,7 +31,7 @@ def way(name: str) -> ExitStack:
     """Take back some of what `fast_on_cpu` does. `None` hands a draw over to `torch.multinomial`."""
     stack = ExitStack()
     if name != "packed weights, too":
-        stack.enter_context(replaced(packed_weights, PACKED_SIZES=(0, 0)))
+        stack.enter_context(replaced(packed_weights, MAX_WEIGHTS_OF_ALL=0))
     if name == "torch.multinomial":
         stack.enter_context(replaced(generation_on_cpu, _inverse_transform=lambda _: None))
     return stack

@@ -30,11 +30,11 @@ import time
 from pathlib import Path
 from typing import Any
 
+import plain_ppo
 import torch
 import trl
 from datasets import Dataset
 from peft import LoraConfig
-from plain_ppo import Sizes, train
 from ppo_vs_trl_1_12_side import word_tokenizer
 from tables import spread
 from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM, PreTrainedModel, PrinterCallback
@@ -138,9 +138,9 @@ def mean_reward(model: PreTrainedModel, ids: torch.Tensor, completions: int = 51
 def train_plain(policy: str, *, updates: int, learning_rate: float, seed: int) -> tuple[PreTrainedModel, list[float]]:
     """Train with PPO in plain PyTorch; return the policy and the rewards."""
     rates = (learning_rate, CRITIC_OPTIONS["adapter"]["critic_learning_rate"])
-    sizes = Sizes(BATCH, MINI_BATCHES, EPOCHS, PLACES)
+    sizes = plain_ppo.Sizes(BATCH, MINI_BATCHES, EPOCHS, PLACES)
     options = {"updates": updates, "learning_rates": rates, "seed": seed}
-    return train(policy, token_ids(policy), part_of_places, sizes, **options)
+    return plain_ppo.train(policy, token_ids(policy), part_of_places, sizes, **options)
 
 
 def train_trainer(side: str, policy: str, **options: Any) -> tuple[PreTrainedModel, list[float]]:

@@ -6,9 +6,8 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
-# Weights of a matrix at least, as those of a smaller one stay in the processor's cache; and of all matrices at most, as
-# packing them takes their memory once more.
-PACKED_SIZES = (2**18, 2**30)
+MIN_WEIGHTS_OF_A_MATRIX = 2**18  # those of a smaller one stay in the processor's cache
+MAX_WEIGHTS_OF_ALL = 2**30  # packing takes their memory once more
 # Packing takes as long as some six passes save, so that a short text would lose by it.
 PASSES_BEFORE_PACKING = 6
 
@@ -23,7 +22,7 @@ def packed_weights(model: nn.Module) -> Iterator[None]:
     """
     layers = [layer for layer in model.modules() if _can_be_packed(layer)]
     is_compiled = any(module._compiled_call_impl is not None for module in model.modules())
-    if is_compiled or sum(layer.weight.numel() for layer in layers) > PACKED_SIZES[1]:
+    if is_compiled or sum(layer.weight.numel() for layer in layers) > MAX_WEIGHTS_OF_ALL:
         layers = []
     for layer in layers:
         layer.forward = _Packed(layer)
@@ -40,7 +39,9 @@ def _can_be_packed(layer: nn.Module) -> bool:
     weight, bias = layer.weight.data, layer.bias
     is_plain = type(weight) is Tensor and weight.layout == torch.strided and weight.device.type == "cpu"
     is_bias_plain = bias is None or (bias.is_contiguous() and len(bias) == layer.out_features)
-    return is_plain and is_bias_plain and weight.numel() >= PACKED_SIZES[0] and _has_packed_products(weight.dtype)
+    return (
+        is_plain and is_bias_plain and weight.numel() >= MIN_WEIGHTS_OF_A_MATRIX and _has_packed_products(weight.dtype)
+    )
 
 
 def _has_packed_products(dtype: torch.dtype) -> bool:

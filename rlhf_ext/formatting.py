@@ -249,6 +249,13 @@ def tokenize(examples: Sequence[Example], tokenizer: PreTrainedTokenizerBase) ->
     return token_ids
 
 
+def chat_options(row: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the keywords that a row of TRL's data gives the chat template: its tools, and its `chat_template_kwargs`."""
+    tools = row.get("tools")
+    tools = json.loads(tools) if isinstance(tools, str) else tools
+    return {**({"tools": tools} if tools else {}), **(row.get("chat_template_kwargs") or {})}
+
+
 def count_prompt_tokens(example: Example, tokenizer: PreTrainedTokenizerBase) -> int:
     """Return how many tokens the prompt has by itself, without an end token; 0 where there is no prompt."""
     if not example.prompt:

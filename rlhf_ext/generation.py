@@ -1,7 +1,7 @@
 """Completions of prompts, sampled reproducibly: the same arguments give the same texts, and nothing else changes."""
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -71,6 +71,7 @@ def generate(
     temperature: float = 1.0,
     top_p: float = 1.0,
     top_k: int = 0,
+    template_options: Sequence[Mapping[str, Any]] | None = None,
     batch_size: int = 64,
     show_progress: bool = False,
 ) -> list[str]:
@@ -90,6 +91,7 @@ def generate(
         temperature: The same.
         top_p: The same.
         top_k: The same.
+        template_options: Keywords for the chat template, one mapping a prompt.
         batch_size: Prompts completed at once.
         show_progress: Show a progress bar.
 
@@ -98,7 +100,12 @@ def generate(
         InputError: A prompt that cannot be tokenized, or leaves no room for `max_new_tokens`; it names the row.
     """
     decoding = Decoding(max_new_tokens, temperature, top_p, top_k, seed)
-    written = generate_tokens(model, tokenizer, prompts, decoding, batch_size=batch_size, show_progress=show_progress)
+    written = generate_tokens(
+        *(model, tokenizer, prompts, decoding),
+        template_options=template_options,
+        batch_size=batch_size,
+        show_progress=show_progress,
+    )
     return [tokenizer.decode(completion, skip_special_tokens=True) for _, completion in written]
 
 
@@ -108,6 +115,7 @@ def generate_tokens(
     prompts: Sequence[Prompt],
     decoding: Decoding,
     *,
+    template_options: Sequence[Mapping[str, Any]] | None = None,
     batch_size: int = 64,
     show_progress: bool = False,
 ) -> list[tuple[Tensor, Tensor]]:
@@ -118,7 +126,9 @@ def generate_tokens(
     Raises:
         InputError: As in `generate`.
     """
-    token_ids = [encode_prompt(tokenizer, prompt, Place("prompts", i)) for i, prompt in enumerate(prompts)]
+    options = template_options or [{}] * len(prompts)
+    asked = enumerate(zip(prompts, options, strict=True))
+    token_ids = [encode_prompt(tokenizer, prompt, Place("prompts", i), **more) for i, (prompt, more) in asked]
     check_room(model, token_ids, decoding.max_new_tokens, "prompts")
     completions: list[Tensor] = []
     with (
@@ -135,8 +145,8 @@ def generate_tokens(
     return list(zip(token_ids, completions, strict=True))
 
 
-def encode_prompt(tokenizer: PreTrainedTokenizerBase, prompt: Prompt, place: Place) -> Tensor:
-    """Return the token ids of a prompt, shape (T,).
+def encode_prompt(tokenizer: PreTrainedTokenizerBase, prompt: Prompt, place: Place, **template_options: Any) -> Tensor:
+    """Return the token ids of a prompt, shape (T,); the options are more keywords for its chat template.
 
     Messages end with the opening of the assistant's turn; where the assistant has the last word, it is continued.
 
@@ -150,9 +160,8 @@ def encode_prompt(tokenizer: PreTrainedTokenizerBase, prompt: Prompt, place: Pla
     else:
         goes_on = bool(prompt) and prompt[-1]["role"] == "assistant"
         try:
-            text = tokenizer.apply_chat_template(
-                prompt, tokenize=False, add_generation_prompt=not goes_on, continue_final_message=goes_on
-            )
+            opening = {"add_generation_prompt": not goes_on, "continue_final_message": goes_on}
+            text = tokenizer.apply_chat_template(prompt, tokenize=False, **opening, **template_options)
         except (TemplateError, TypeError, ValueError) as error:
             raise InputError(f"the chat template refuses the conversation ({error}).", place) from error
         ids = tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]

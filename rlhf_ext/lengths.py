@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import pyarrow.compute
 from datasets import Dataset, IterableDataset
+from jinja2 import TemplateError
 from transformers import PreTrainedTokenizerBase
 from trl import extract_prompt
 
@@ -14,6 +15,7 @@ from .context import context_length
 from .critics import causal_lm_of
 from .data_checks import STREAMED_ROWS_CHECKED, DataError
 from .data_files import AnyDataset
+from .formatting import chat_options
 from .reward_model import RewardModel
 
 if TYPE_CHECKING:
@@ -38,7 +40,8 @@ def check_lengths(
     shortest = math.inf
     for row in _rows_to_measure(dataset):
         prompt = row["prompt"] if "prompt" in row else extract_prompt(dict(row))["prompt"]
-        shortest = min(shortest, _count_tokens(prompt, tokenizer, source, add_generation_prompt=True))
+        options = {"add_generation_prompt": True, **chat_options(row)}
+        shortest = min(shortest, _count_tokens(prompt, tokenizer, source, **options))
         if shortest < max_length:
             return
     fix = f"Raise --max_length above {shortest}, or shorten the prompts."
@@ -61,7 +64,8 @@ def check_pair_lengths(
     for row in _rows_to_measure(dataset):
         texts = [row["prompt"] + row[side] if "prompt" in row else row[side] for side in ("chosen", "rejected")]
         ends = 1 if isinstance(texts[0], str) else 0  # the end-of-sequence token; chat templates bring their own
-        shortest = min(shortest, max(_count_tokens(text, tokenizer, source) for text in texts) + ends)
+        options = chat_options(row)
+        shortest = min(shortest, max(_count_tokens(text, tokenizer, source, **options) for text in texts) + ends)
         if shortest <= max_length:
             return
     fix = f"Raise --max_length to {shortest} or more, or shorten the texts."
@@ -82,6 +86,7 @@ def check_room_for_prompts(trainer: "PPOTrainer", prompts: Iterable[str | Conver
     context = context_length(causal_lm_of(trainer.model))
     longest = trainer.max_completion_length
     fix = f"Shorten or remove the prompt, or lower max_completion_length={longest}."
+    options = {"add_generation_prompt": True, **trainer.chat_template_kwargs}
     readers = [("the policy", trainer._tokenizer, context, longest, fix)]
     for name, function in zip(trainer.reward_func_names, trainer.reward_funcs, strict=True):
         scorer = getattr(function, "reward_model", function)
@@ -90,7 +95,7 @@ def check_room_for_prompts(trainer: "PPOTrainer", prompts: Iterable[str | Conver
             readers.append((name, scorer.tokenizer, scorer.max_length, 1, fix))
     for reader, tokenizer, most, needed, fix in readers:
         for prompt in prompts if most is not None else ():
-            count = _count_tokens(prompt, tokenizer, source, add_generation_prompt=True)
+            count = _count_tokens(prompt, tokenizer, source, **options)
             if count + needed > most:
                 text = prompt if isinstance(prompt, str) else prompt[-1]["content"]
                 problem = f"{text[:60]!r}... has {count} tokens, and {reader} takes {most} with the completion."
@@ -102,14 +107,18 @@ def _rows_to_measure(dataset: Dataset | IterableDataset) -> Iterable[dict[str, A
 
 
 def _count_tokens(
-    text: str | list[dict[str, Any]], tokenizer: PreTrainedTokenizerBase, source: str, **template_options: Any
+    text: str | list[dict[str, Any]], tokenizer: PreTrainedTokenizerBase, source: str, **options: Any
 ) -> int:
     if isinstance(text, str):
         return len(tokenizer(text)["input_ids"])
     if tokenizer.chat_template is None:
         fix = "Use an instruction-tuned model, or data with plain text."
         raise DataError("it holds conversations, but the model's tokenizer has no chat template.", fix, source=source)
-    return len(tokenizer.apply_chat_template(text, return_dict=True, **template_options)["input_ids"])
+    try:
+        return len(tokenizer.apply_chat_template(text, return_dict=True, **options)["input_ids"])
+    except (TemplateError, TypeError, ValueError) as error:
+        fix = "Correct or remove the row, or give the model another template."
+        raise DataError(f"the chat template refuses {text[0]!r:.80}... ({error}).", fix, source=source) from error
 
 
 def truncation_report(

@@ -68,6 +68,9 @@ def check_prompt_rows(rows: Iterable[tuple[int, dict[str, Any]]], *, source: str
             raise DataError("it is missing here.", fix, column="prompt", **place)
         kind = isinstance(prompt, list) if kind is None else kind
         check_text(prompt, kind, "prompt", place)
+        if row.get("chat_template_kwargs"):
+            fix = "Drop the column. For recipes/ppo.py, --chat_template_kwargs sets them for all prompts."
+            raise DataError("it would have no effect on prompts.", fix, column="chat_template_kwargs", **place)
         for column in row if all_columns else ():
             check_characters(row[column], column, place)
         for column in () if all_columns else NOT_TEXT:

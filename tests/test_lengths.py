@@ -54,6 +54,36 @@ def test_conversations_need_a_chat_template(tokenizer, monkeypatch):
         check_lengths(Dataset.from_list([ROWS["conversational"]]), tokenizer, 100, source="pairs.jsonl")
 
 
+LONG = {"enable_thinking": True}  # for the template below, which spells it out
+
+
+@pytest.fixture
+def template(tokenizer, monkeypatch):
+    """A template that a row can make longer, and that refuses one of its roles."""
+    text = (
+        "{% if enable_thinking %}{{ 'think ' * 100 }}{% endif %}"
+        "{% for m in messages %}{% if m.role == 'system' %}{{ raise_exception('no system role') }}{% endif %}"
+        "{{ m.content }}{% endfor %}"
+    )
+    monkeypatch.setattr(tokenizer, "chat_template", text)
+    return tokenizer
+
+
+@pytest.mark.parametrize("check", [check_lengths, check_pair_lengths])
+def test_keywords_of_a_row_count_for_its_length(check, template):
+    check(Dataset.from_list([ROWS["conversational"]]), template, 64, source="pairs.jsonl")
+    with pytest.raises(DataError, match="every p"):
+        rows = [ROWS["conversational"] | {"chat_template_kwargs": LONG}]
+        check(Dataset.from_list(rows), template, 64, source="pairs.jsonl")
+
+
+@pytest.mark.parametrize("check", [check_lengths, check_pair_lengths])
+def test_conversation_that_the_template_refuses(check, template):
+    row = ROWS["conversational"] | {"prompt": [{"role": "system", "content": "Be brief."}]}
+    with pytest.raises(DataError, match="the chat template refuses .*Be brief.*no system role"):
+        check(Dataset.from_list([row]), template, 64, source="pairs.jsonl")
+
+
 @pytest.mark.parametrize(
     ("mode", "lost"), [("keep_start", "and 1 lose the end of a completion."), ("keep_end", "and 1 lose their start.")]
 )

@@ -53,6 +53,10 @@ def test_prompts_of_preference_pairs_are_divided_by_prompt(tmp_path):
         ([{"prompt": " "}], r"row 1, column 'prompt': it is empty"),
         ([{"prompt": 3}], r"row 1, column 'prompt': it is a int"),
         ([{"prompt": "a", "tools": []}, {"prompt": "b", "tools": [{"name": "c"}]}], r"row 2, column 'tools': it would"),
+        (
+            [{"prompt": "a", "chat_template_kwargs": {"b": 1}}],
+            r"column 'chat_template_kwargs': it would have no effect",
+        ),
     ],
 )
 def test_bad_prompt_names_its_row(rows, message, tmp_path):

@@ -16,7 +16,7 @@ from trl import GRPOTrainer
 from ..context import context_length
 from ..demo.gold import GoldScoreCallback
 from ..evaluation.rows import text_of
-from ..formatting import Place
+from ..formatting import Place, chat_options
 from ..generation import Decoding, Prompt, encode_prompt, generate
 from ..output_files import write_jsonl
 
@@ -61,6 +61,7 @@ class SampleCallback(TrainerCallback):
         self.before: Completions | None = None
         self.after: Completions | None = None
         self.prompts: list[Prompt] = []
+        self.template_options: list[dict[str, Any]] = []
         args = trainer.args
         self._evaluation_samples = isinstance(trainer, GRPOTrainer)
         callbacks = trainer.callback_handler.callbacks
@@ -71,7 +72,9 @@ class SampleCallback(TrainerCallback):
         else:
             self.decoding = Decoding(seed=args.seed)
             if self._gold is None and isinstance(rows, Dataset):
-                self.prompts = held_out_prompts(rows, trainer, SHOWN, self.decoding.max_new_tokens)
+                found = held_out_prompts(rows, trainer, SHOWN, self.decoding.max_new_tokens)
+                self.prompts = [prompt for prompt, _ in found]
+                self.template_options = [options for _, options in found]
 
     def on_evaluate(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """Takes samples, unless training is under way and they would cost time."""
@@ -99,7 +102,7 @@ class SampleCallback(TrainerCallback):
     def _take(self) -> Completions | None:
         if self._evaluation_samples:
             return self._logged()
-        prompts, texts = self.prompts, sample(self.trainer, self.prompts, self.decoding)
+        prompts, texts = self.prompts, sample(self.trainer, self.prompts, self.decoding, self.template_options)
         if self._gold is not None:
             prompts, texts = self._gold.prompts, self._gold.responses
         if not texts:
@@ -141,26 +144,38 @@ def _key(prompt: Prompt) -> str:
     return json.dumps(prompt, sort_keys=True, default=str)
 
 
-def held_out_prompts(dataset: Dataset, trainer: Trainer, count: int, max_new_tokens: int) -> list[Prompt]:
-    """Return the first `count` prompts that leave room for an answer: the column prompt, or messages but the last.
+def held_out_prompts(
+    dataset: Dataset, trainer: Trainer, count: int, max_new_tokens: int
+) -> list[tuple[Prompt, dict[str, Any]]]:
+    """Return the first `count` prompts that leave room for an answer, with their keywords for the chat template.
 
-    Rows of plain text, and conversations that the assistant opens, have no prompt.
+    A prompt is the column of that name, or messages but the last. Rows of plain text, and conversations that the
+    assistant opens, have none.
     """
     if "prompt" in dataset.column_names:
-        prompts = iter(dataset["prompt"])
+        rows = ((row["prompt"], row) for row in dataset)
     elif "messages" in dataset.column_names:
-        prompts = (messages[:-1] for messages in dataset["messages"] if len(messages) > 1)
+        rows = ((row["messages"][:-1], row) for row in dataset if len(row["messages"]) > 1)
     else:
         return []
+    prompts = ((prompt, chat_options(row)) for prompt, row in rows)
     room = (context_length(trainer.model) or math.inf) - max_new_tokens
-    place = Place("prompts")
-    return list(islice((p for p in prompts if len(encode_prompt(trainer.processing_class, p, place)) <= room), count))
+
+    def fits(prompt: Prompt, options: dict[str, Any]) -> bool:
+        return len(encode_prompt(trainer.processing_class, prompt, Place("prompts"), **options)) <= room
+
+    return list(islice((pair for pair in prompts if fits(*pair)), count))
 
 
-def sample(trainer: Trainer, prompts: Sequence[Prompt], decoding: Decoding) -> list[str]:
+def sample(
+    trainer: Trainer,
+    prompts: Sequence[Prompt],
+    decoding: Decoding,
+    template_options: Sequence[Mapping[str, Any]] | None = None,
+) -> list[str]:
     """Return the policy's answers, on the main process; nothing on others, and where no process has all weights."""
     is_sharded = trainer.is_deepspeed_enabled or trainer.is_fsdp_enabled
     if is_sharded or not prompts or not trainer.is_world_process_zero():
         return []
     model = trainer.accelerator.unwrap_model(trainer.model)
-    return generate(model, trainer.processing_class, prompts, **asdict(decoding))
+    return generate(model, trainer.processing_class, prompts, template_options=template_options, **asdict(decoding))

@@ -1,36 +1,11 @@
 """Batches of rows of about the same length, which need less padding: `train_sampling_strategy="group_by_length"`."""
 
-from collections.abc import Iterator
-
-import torch
 from datasets import Dataset, IterableDataset
 from torch.utils.data import DataLoader, Sampler
 from transformers import Trainer, TrainingArguments
 
 from ..replaced import replaced
-
-
-class EpochSeededOrder(Sampler):
-    """Transformers' order by length, drawn from seed and epoch alone, so that a resumed run finds the same batches.
-
-    Args:
-        sampler: A `LengthGroupedSampler`, which would draw from the global generator.
-        seed: Of the run.
-    """
-
-    def __init__(self, sampler: Sampler, seed: int) -> None:
-        self.sampler, self.seed, self.epoch = sampler, seed, 0
-
-    def set_epoch(self, epoch: int) -> None:
-        """Called by Accelerate and Transformers when an epoch begins."""
-        self.epoch = epoch
-
-    def __iter__(self) -> Iterator[int]:
-        self.sampler.generator = torch.Generator().manual_seed(self.seed + self.epoch)
-        return iter(self.sampler)
-
-    def __len__(self) -> int:
-        return len(self.sampler)
+from .epoch_order import EpochSeededSampler
 
 
 class GroupsByLength(Trainer):
@@ -53,7 +28,8 @@ class GroupsByLength(Trainer):
         if not {name, "input_ids"} & {*dataset.column_names}:
             dataset = dataset.add_column(name, pair_lengths(dataset))
         seed = self.args.seed if self.args.data_seed is None else self.args.data_seed
-        return EpochSeededOrder(super()._get_train_sampler(dataset), seed)
+        self.train_sampler = EpochSeededSampler(super()._get_train_sampler(dataset), seed)
+        return self.train_sampler
 
     def _get_eval_sampler(self, eval_dataset: Dataset) -> Sampler | None:
         """Leaves held-out rows in their order, which the report of a run relies on."""

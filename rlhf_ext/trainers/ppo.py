@@ -32,7 +32,8 @@ from ..quantization import keep_gradients_on_cpu
 from ..replaced import replaced
 from ..reward_adapter import RewardAdapter
 from ..running_stats import RunningMeanStd
-from .ppo_callback import EpochSeededSampler, PPOCallback
+from .epoch_order import EpochSeededSampler
+from .ppo_callback import PPOCallback
 from .ppo_checks import (
     check_continuous_batching,
     check_dataset_size,
@@ -147,7 +148,6 @@ class PPOTrainer(TrainsCritic, ResumesExactly, MakesSamePasses, trl.GRPOTrainer)
         self.kl_controller = args.kl_controller()
         self.score_stats = RunningMeanStd()
         self.kl_is_out_of_bounds = False
-        self.train_sampler: EpochSeededSampler | None = None
         self._estimators = {mode: args.advantage_estimator(self._sum, training=mode) for mode in (True, False)}
         self.add_callback(PPOCallback(self))
 
@@ -312,7 +312,8 @@ class PPOTrainer(TrainsCritic, ResumesExactly, MakesSamePasses, trl.GRPOTrainer)
 
     def _get_train_sampler(self, dataset: Dataset | None = None) -> EpochSeededSampler:
         """Makes the order of an epoch depend on seed and epoch alone."""
-        self.train_sampler = EpochSeededSampler(super()._get_train_sampler(dataset))
+        sampler = super()._get_train_sampler(dataset)
+        self.train_sampler = EpochSeededSampler(sampler, sampler.seed)
         return self.train_sampler
 
     # Metrics

@@ -2,12 +2,10 @@
 
 import logging
 import math
-from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 from torch.distributed.tensor import DTensor
 from torch.nn.utils import get_total_norm
-from torch.utils.data import Sampler
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from .ppo_checks import not_finite_gradient
@@ -16,24 +14,6 @@ if TYPE_CHECKING:
     from .ppo import PPOTrainer
 
 logger = logging.getLogger(__name__)
-
-
-class EpochSeededSampler(Sampler):
-    """TRL's sampler with an order that depends on seed and epoch alone.
-
-    TRL's goes on with one generator, so that a resumed run would repeat the order of the first epoch in a later one.
-    """
-
-    def __init__(self, sampler: Sampler) -> None:
-        self.sampler, self.epoch = sampler, 0
-
-    def __iter__(self) -> Iterator[int]:
-        if self.sampler.shuffle:
-            self.sampler.generator.manual_seed(self.sampler.seed + self.epoch)
-        return iter(self.sampler)
-
-    def __len__(self) -> int:
-        return len(self.sampler)
 
 
 class PPOCallback(TrainerCallback):
@@ -70,13 +50,6 @@ class PPOCallback(TrainerCallback):
             )
         self.trainer._step, self.trainer._buffered_inputs = 0, None
         self.trainer.kl_is_out_of_bounds = False
-
-    def on_epoch_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
-        """Tells the sampler the epoch."""
-        if self.trainer.train_sampler is not None:
-            self.trainer.train_sampler.epoch = int(state.epoch or 0)
 
     def on_pre_optimizer_step(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any

@@ -12,12 +12,15 @@ from transformers.trainer_utils import TrainOutput
 from ..attention import without_cudnn_attention
 from ..preparation import prepare_for_training
 from ..quantization import is_quantized, restore_float32, trained_weights
+from .epoch_order import EpochSeededSampler
 
 logger = logging.getLogger(__name__)
 
 
 class ResumesExactly(Trainer):
     """A `Trainer` that goes on from a checkpoint as if uninterrupted, with weights and gradients as they should be."""
+
+    train_sampler: EpochSeededSampler | None = None
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         """Lets adapters over a quantized base learn in float32; FSDP and DeepSpeed want weights of one type."""
@@ -40,13 +43,16 @@ class ResumesExactly(Trainer):
             )
         return result
 
-    def _run_epoch(self, *args: Any, **kwargs: Any) -> None:
-        """Ends at once where no step is left: Transformers looks only after a step, and would make one too many.
+    def _run_epoch(self, *args: Any, epoch: int, **kwargs: Any) -> None:
+        """Tells our sampler the epoch, and ends at once where no step is left.
 
-        A run that was killed after its last checkpoint, while the results were saved, is complete when it is resumed.
+        Transformers looks only after a step, and would make one too many: a run that was killed after its last
+        checkpoint, while the results were saved, is complete when it is resumed.
         """
+        if self.train_sampler is not None:
+            self.train_sampler.epoch = epoch
         if self.state.global_step < self.state.max_steps:
-            super()._run_epoch(*args, **kwargs)
+            super()._run_epoch(*args, epoch=epoch, **kwargs)
         else:
             self.control.should_training_stop = True
 

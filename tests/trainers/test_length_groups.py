@@ -5,6 +5,7 @@ import runpy
 import forked
 import pytest
 import torch
+from accelerate.data_loader import prepare_data_loader
 from datasets import Dataset
 from torch.utils.data import SequentialSampler
 from trl import SFTConfig, SFTTrainer
@@ -64,7 +65,7 @@ def test_every_row_comes_once_in_an_order_of_seed_and_epoch(kind, make):
     first = list(sampler)
     torch.manual_seed(2)
     assert sorted(first) == list(range(PAIRS)) and first == list(sampler) == list(again)
-    sampler.set_epoch(1)
+    sampler.epoch = 1
     second = list(sampler)
     assert sorted(second) == list(range(PAIRS)) and second != first
     assert list(make(kind, seed=7)._get_train_sampler()) != first
@@ -77,18 +78,33 @@ def test_held_out_rows_keep_their_order(kind, make):
     assert trainer.args.train_sampling_strategy == "group_by_length"
 
 
+def train(trainer, resume=None):
+    trainer.train(resume_from_checkpoint=resume)
+    return dict(trainer.model.named_parameters())
+
+
 @pytest.mark.parametrize("kind", ["dpo", "sft"])
 def test_resumed_run_equals_the_uninterrupted_one_bit_for_bit(kind, make, tmp_path):
-    def train(folder, resume=None):
-        saving = {"save_strategy": "steps", "save_steps": 1, "max_steps": 6, "output_dir": str(tmp_path / folder)}
-        trainer = make(kind, rows=16, per_device_train_batch_size=4, **saving)
-        trainer.train(resume_from_checkpoint=resume)
-        return dict(trainer.model.named_parameters())
-
-    whole = train("whole")
+    saving = {"save_strategy": "steps", "save_steps": 1, "max_steps": 6, "per_device_train_batch_size": 4}
+    whole = train(make(kind, rows=16, output_dir=str(tmp_path), **saving))
     for step in (2, 5):  # in the first epoch and in the second
-        resumed = train(f"resumed-{step}", str(tmp_path / f"whole/checkpoint-{step}"))
+        again = make(kind, rows=16, output_dir=str(tmp_path / f"again-{step}"), **saving)
+        resumed = train(again, str(tmp_path / f"checkpoint-{step}"))
         assert all(torch.equal(whole[name], weight) for name, weight in resumed.items())
+
+
+def test_one_of_two_processes_finds_its_batches_again_in_a_later_epoch(make, tmp_path, monkeypatch):
+    """Accelerate, which divides batches among processes, loses the sampler when it skips those that were seen."""
+    single = DPOTrainer.get_train_dataloader
+
+    def of_two(trainer):
+        return prepare_data_loader(single(trainer), num_processes=2, process_index=0, put_on_device=False)
+
+    monkeypatch.setattr(DPOTrainer, "get_train_dataloader", of_two)
+    saving = {"save_strategy": "steps", "save_steps": 1, "max_steps": 4, "per_device_train_batch_size": 4}
+    whole = train(make("dpo", rows=16, output_dir=str(tmp_path), **saving))
+    resumed = train(make("dpo", rows=16, output_dir=str(tmp_path / "again"), **saving), str(tmp_path / "checkpoint-3"))
+    assert all(torch.equal(whole[name], weight) for name, weight in resumed.items())
 
 
 @pytest.mark.parametrize("kind", ["dpo", "reward"])

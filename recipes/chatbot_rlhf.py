@@ -37,7 +37,7 @@ from rlhf_ext.chatbot import OUTPUT_DIR, ChatbotArguments, phases
 from rlhf_ext.chatbot_data import load_data, read_configs, write_configs, write_data
 from rlhf_ext.chatbot_report import summarize
 from rlhf_ext.data_checks import DataError
-from rlhf_ext.errors import one_line_errors
+from rlhf_ext.errors import first_line, one_line_errors
 from rlhf_ext.phase_options import check_options
 from rlhf_ext.pipeline import PhaseError, Pipeline, unfinished_output_dir
 from rlhf_ext.trainers.reward_peft import check_whole
@@ -48,8 +48,9 @@ def main(args: ChatbotArguments) -> None:
     try:
         tokenizer = AutoTokenizer.from_pretrained(args.base_model)
     except (OSError, ValueError) as error:
-        reason = str(error).strip().splitlines()[0]
-        raise ArgumentError(f"--model_name {args.model_name}: its tokenizer cannot be loaded ({reason}).") from error
+        raise ArgumentError(
+            f"--model_name {args.model_name}: its tokenizer cannot be loaded ({first_line(error)})."
+        ) from error
     try:
         check_whole(args.base_model, None)  # or the reward model's phase would find out after SFT
     except ValueError as error:

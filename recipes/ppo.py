@@ -125,7 +125,8 @@ def main(script_args: PPOArguments, training_args: PPOConfig, model_args: ModelC
     tokenizer = load_tokenizer(model_args, trust_remote_code=training_args.trust_remote_code)
     paths = script_args.reward_model or []
     named = zip(paths, short_names(paths), strict=True)
-    reward_funcs = [RewardModel.from_pretrained(path, name=name, show_progress=False) for path, name in named]
+    options = {"trust_remote_code": training_args.trust_remote_code, "show_progress": False}
+    reward_funcs = [RewardModel.from_pretrained(path, name=name, **options) for path, name in named]
     reward_funcs += functions
     if not (reward_funcs or training_args.reward_adapter):
         reward_funcs = [demo_reward_model(Path(training_args.output_dir, "reward_model"), seed=training_args.seed)]

@@ -19,6 +19,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase, TrainingArgumen
 from trl import ModelConfig, ScriptArguments, TrlParser
 
 from . import demo
+from .errors import first_line
 from .plugins import PluginError
 
 DEMO = "the embedded demo"
@@ -318,8 +319,9 @@ def load_tokenizer(model_args: ModelConfig, *, trust_remote_code: bool) -> PreTr
             name, revision=model_args.model_revision, trust_remote_code=trust_remote_code
         )
     except (OSError, ValueError) as error:
-        reason = str(error).strip().splitlines()[0]
-        raise ArgumentError(f"--model_name_or_path {name}: its tokenizer cannot be loaded ({reason}).") from error
+        raise ArgumentError(
+            f"--model_name_or_path {name}: its tokenizer cannot be loaded ({first_line(error)})."
+        ) from error
 
 
 def model_init_kwargs(model_args: ModelConfig, training_args: TrainingArguments) -> dict[str, Any]:

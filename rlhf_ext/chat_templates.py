@@ -5,6 +5,7 @@ from pathlib import Path
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from .arguments import ArgumentError
+from .errors import first_line
 
 
 def use_chat_template(tokenizer: PreTrainedTokenizerBase, path: str | None) -> None:
@@ -27,7 +28,6 @@ def use_chat_template(tokenizer: PreTrainedTokenizerBase, path: str | None) -> N
         else:
             tokenizer.chat_template = AutoTokenizer.from_pretrained(path).chat_template
     except (OSError, ValueError) as error:
-        reason = str(error).strip().splitlines()[0]
-        raise ArgumentError(f"--chat_template_path {path}: it cannot be loaded ({reason}).") from error
+        raise ArgumentError(f"--chat_template_path {path}: it cannot be loaded ({first_line(error)}).") from error
     if tokenizer.chat_template is None:
         raise ArgumentError(f"--chat_template_path {path}: that tokenizer has no chat template either.")

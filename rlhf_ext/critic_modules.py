@@ -85,7 +85,7 @@ def load_critic_model(path: str, **loading: Any) -> tuple[nn.Module, LinearHead 
 
     Args:
         path: The model's folder or name.
-        loading: For `from_pretrained`.
+        loading: `revision` and `trust_remote_code`, for `from_pretrained`.
 
     Raises:
         ValueError: Its weights are quantized, or it is an adapter on such a base.
@@ -100,7 +100,9 @@ def load_critic_model(path: str, **loading: Any) -> tuple[nn.Module, LinearHead 
     _refuse_quantized(config, path)
     from .reward_model import RewardModel
 
-    reward_model = RewardModel.from_pretrained(path, quantization_config=False, dtype=torch.float32, device="cpu")
+    reward_model = RewardModel.from_pretrained(
+        path, quantization_config=False, dtype=torch.float32, device="cpu", **loading
+    )
     head = head_of_reward_model(reward_model)
     if is_adapter:
         reward_model.merge()

@@ -45,6 +45,7 @@ from .critic_modules import (
     load_critic_model,
 )
 from .dropout import disable_dropout
+from .loading_options import loading_options
 
 if TYPE_CHECKING:
     from .trainers.ppo_config import PPOConfig
@@ -236,7 +237,7 @@ class ModelCritic(Critic):
         accelerator: Places the model, and averages its gradient over processes.
         start_from: A reward model, whose head is taken too, or any model. By default what the policy was loaded from.
         gradient_checkpointing: Repeat the forward pass in the backward pass to save memory.
-        loading: How the policy was loaded (`revision`, `trust_remote_code`), for its twin.
+        loading: `revision` and `trust_remote_code` of the model.
         tokenizer: The policy's, to compare with one that lies beside the model.
 
     Raises:
@@ -255,7 +256,7 @@ class ModelCritic(Critic):
         tokenizer: PreTrainedTokenizerBase | None = None,
     ) -> None:
         path = start_from or policy.config._name_or_path
-        backbone, head = load_critic_model(path, **({} if start_from else loading or {}))
+        backbone, head = load_critic_model(path, **(loading or {}))
         disable_dropout(backbone)
         known, needed = (m.get_input_embeddings().weight.size(0) for m in (backbone, policy))
         if tokenizer is not None:  # models of one family pad their matrices to different sizes
@@ -299,15 +300,24 @@ def make_critic(
             return HeadCritic(policy, accelerator, stop_gradient=args.critic_stop_gradient, **start)
         if args.critic == "adapter":
             return AdapterCritic(policy, accelerator, **start)
-        given = args.model_init_kwargs or {}
         return ModelCritic(
             policy,
             accelerator,
             gradient_checkpointing=args.gradient_checkpointing,
-            loading={name: given[name] for name in ("revision", "trust_remote_code") if given.get(name)},
+            loading=_loading_of_twin(policy, args),
             tokenizer=tokenizer,
             **start,
         )
+
+
+def _loading_of_twin(policy: nn.Module, args: "PPOConfig") -> dict[str, Any]:
+    """Return how the model that the critic starts from is loaded: of the policy's own, the same files."""
+    loading = loading_options(args)
+    if args.critic_path is not None:
+        return loading | {"revision": None}
+    if isinstance(policy, PeftModel) and loading["revision"] is None:
+        loading["revision"] = policy.peft_config["default"].revision  # of the base
+    return loading
 
 
 def causal_lm_of(policy: nn.Module) -> nn.Module:

@@ -10,7 +10,6 @@ from types import FrameType
 
 from jinja2 import TemplateError
 from safetensors import SafetensorError
-from transformers import Trainer
 
 # Whose constructors and loaders refuse options, and with what; a chat template refuses rows.
 _LIBRARIES = ("trl", "transformers", "peft", "accelerate")
@@ -18,6 +17,11 @@ _REFUSALS = (ValueError, NotImplementedError, ImportError, TemplateError)
 
 # What torch ("unexpected pos", "iostream") and safetensors say when the disk is full.
 _NO_ROOM = ("No space left", "File too large", "Disk quota", "file write failed", "unexpected pos", "iostream error")
+
+
+def first_line(error: Exception) -> str:
+    """Return what an error of a library says first, without its full stop; its type, where it says nothing."""
+    return next(iter(str(error).strip().splitlines()), type(error).__name__).rstrip(".")
 
 
 def _no_room(error: Exception) -> str | None:
@@ -33,7 +37,7 @@ def _no_room(error: Exception) -> str | None:
         return f"{error.filename or 'a file'} cannot be {verb}: {error.strerror}"
     text = str(error)
     if any(words in text for words in _NO_ROOM):
-        return f"a file cannot be written, probably because the disk is full ({text.strip().splitlines()[0]})"
+        return f"a file cannot be written, probably because the disk is full ({first_line(error)})"
     return None
 
 
@@ -49,6 +53,8 @@ def _refused_by_trainer(error: Exception) -> bool:
 
 def _is_in_trainer(error: Exception, *methods: str) -> bool:
     """Whether an error comes out of one of these methods of a trainer."""
+    from transformers import Trainer  # late: it takes a second, and most commands have no trainer
+
     named = [frame for frame in _frames(error) if frame.f_code.co_name in methods]
     return any(isinstance(frame.f_locals.get("self"), Trainer) for frame in named)
 

@@ -250,7 +250,7 @@ def tokenize(examples: Sequence[Example], tokenizer: PreTrainedTokenizerBase) ->
 
 
 def chat_options(row: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the keywords that a row of TRL's data gives the chat template: its tools, and its `chat_template_kwargs`."""
+    """Return the keywords that a row gives the chat template, as in TRL: its `tools` and `chat_template_kwargs`."""
     tools = row.get("tools")
     tools = json.loads(tools) if isinstance(tools, str) else tools
     return {**({"tools": tools} if tools else {}), **(row.get("chat_template_kwargs") or {})}

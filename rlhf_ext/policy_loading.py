@@ -19,6 +19,7 @@ from trl import ModelConfig, get_peft_config, get_quantization_config
 from trl.trainer.utils import create_model_from_path
 
 from .arguments import ArgumentError
+from .errors import first_line
 from .quantization import keep_gradients_on_cpu
 
 # Options of `ModelConfig` that say what an adapter is, and what they are called in its configuration.
@@ -134,7 +135,7 @@ def load_policy(
     except ArgumentError:
         raise
     except (OSError, ValueError) as error:
-        raise ArgumentError(f"{name}: it cannot be loaded as a language model ({_first_line(error)}).") from error
+        raise ArgumentError(f"{name}: it cannot be loaded as a language model ({first_line(error)}).") from error
     keep_gradients_on_cpu(model)  # the same kernels as in training
     return model.eval(), tokenizer
 
@@ -148,7 +149,7 @@ def load_policy_tokenizer(name: str) -> PreTrainedTokenizerBase:
     try:
         return AutoTokenizer.from_pretrained(name)
     except (OSError, ValueError) as error:
-        raise ArgumentError(f"{name}: its tokenizer cannot be loaded ({_first_line(error)}).") from error
+        raise ArgumentError(f"{name}: its tokenizer cannot be loaded ({first_line(error)}).") from error
 
 
 def _load_base(name: str, config: PeftConfig, load: Any) -> PreTrainedModel:
@@ -159,9 +160,5 @@ def _load_base(name: str, config: PeftConfig, load: Any) -> PreTrainedModel:
     except (OSError, ValueError) as error:
         raise ArgumentError(
             f"{name}: the base that the adapter names, {config.base_model_name_or_path}, cannot be loaded "
-            f"({_first_line(error)})."
+            f"({first_line(error)})."
         ) from error
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).strip().splitlines()[0].rstrip(".")

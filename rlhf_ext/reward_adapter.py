@@ -23,12 +23,13 @@ class RewardAdapter:
     Args:
         path: A folder that `RewardTrainer` wrote with a LoRA adapter, trained from the policy's base.
         name: What to call the adapter in the policy.
+        trust_remote_code: Allow code that comes with the model.
     """
 
     __name__ = "reward_adapter"  # in the metrics
 
-    def __init__(self, path: str, name: str = "reward") -> None:
-        self.path, self.name = path, name
+    def __init__(self, path: str, name: str = "reward", *, trust_remote_code: bool = False) -> None:
+        self.path, self.name, self.trust_remote_code = path, name, trust_remote_code
         self.reward_model: RewardModel | None = None
 
     def attach(self, policy: nn.Module) -> None:
@@ -40,8 +41,9 @@ class RewardAdapter:
         policy = require_lora(policy, "reward_adapter")
         head = add_reward_adapter(policy, self.path, self.name)
         settings = replace(RewardModelSettings.load(self.path), score_offset=0.0)  # it is in the head's bias
-        tokenizer = load_tokenizer(self.path, trust_remote_code=False)
-        self.reward_model = RewardModel(_classifier_on(policy, head), tokenizer, settings=settings)
+        tokenizer = load_tokenizer(self.path, trust_remote_code=self.trust_remote_code)
+        model = _classifier_on(policy, head, trust_remote_code=self.trust_remote_code)
+        self.reward_model = RewardModel(model, tokenizer, settings=settings)
         self._layers = tuner_layers(policy)
 
     def __call__(self, **kwargs: Any) -> list[float]:
@@ -56,7 +58,7 @@ class RewardAdapter:
             return self.reward_model(**kwargs)
 
 
-def _classifier_on(policy: PeftModel, head: LinearHead) -> PreTrainedModel:
+def _classifier_on(policy: PeftModel, head: LinearHead, *, trust_remote_code: bool) -> PreTrainedModel:
     """Return a sequence-classification model whose trunk is the policy's."""
     base = policy.get_base_model()
     config = deepcopy(base.config)
@@ -64,7 +66,7 @@ def _classifier_on(policy: PeftModel, head: LinearHead) -> PreTrainedModel:
     if hasattr(config, "quantization_config"):  # the trunk that is put in is quantized already
         del config.quantization_config
     with torch.device("meta"):
-        model = AutoModelForSequenceClassification.from_config(config)
+        model = AutoModelForSequenceClassification.from_config(config, trust_remote_code=trust_remote_code)
     setattr(model, model.base_model_prefix, base.base_model)
     for name in ("is_loaded_in_8bit", "is_loaded_in_4bit"):  # upon which scores are made text by text
         setattr(model, name, getattr(base, name, False))

@@ -20,6 +20,7 @@ from transformers.utils import cached_file
 from transformers.utils.peft_utils import find_adapter_config_file
 
 from .base_fingerprint import base_fingerprint
+from .errors import first_line
 from .pooling import HEAD_NAMES, head_name
 from .reward_layers import cast_inputs, layers_to_save, quiet, trained_copy, unquantized
 from .reward_settings import FILE_NAME, RewardModelSettings, dtype_name
@@ -49,7 +50,7 @@ def load_settings(path: str, revision: str | None = None) -> RewardModelSettings
 
 
 def _no_such_model(path: str, error: Exception) -> str:
-    return f"{path}: there is no such folder, nor such a model on the Hub ({_first_line(error)}). Check the name."
+    return f"{path}: there is no such folder, nor such a model on the Hub ({first_line(error)}). Check the name."
 
 
 def load_tokenizer(path: str, revision: str | None = None, *, trust_remote_code: bool) -> PreTrainedTokenizerBase:
@@ -62,7 +63,7 @@ def load_tokenizer(path: str, revision: str | None = None, *, trust_remote_code:
         return AutoTokenizer.from_pretrained(path, revision=revision, trust_remote_code=trust_remote_code)
     except (OSError, ValueError) as error:
         raise RewardModelError(
-            f"{path}: its tokenizer cannot be loaded ({_first_line(error)}). Pass `tokenizer=`, the one of training."
+            f"{path}: its tokenizer cannot be loaded ({first_line(error)}). Pass `tokenizer=`, the one of training."
         ) from error
 
 
@@ -143,7 +144,7 @@ def _load_classifier(path: str, options: dict[str, Any], *, is_base: bool = Fals
             )
         head_name(model)
     except (OSError, ValueError, RuntimeError) as error:
-        raise RewardModelError(f"{path}: it cannot be loaded as a reward model ({_first_line(error)}).") from error
+        raise RewardModelError(f"{path}: it cannot be loaded as a reward model ({first_line(error)}).") from error
     return model.eval(), sorted(report["missing_keys"])
 
 
@@ -190,7 +191,7 @@ def _load_adapter(
         with quiet():
             model = PeftModel.from_pretrained(base, path, config=config, autocast_adapter_dtype=False)
     except (ValueError, RuntimeError, KeyError) as error:
-        raise RewardModelError(_another_base(path, base_name, _first_line(error))) from error
+        raise RewardModelError(_another_base(path, base_name, first_line(error))) from error
     expected = get_peft_model_state_dict(model, save_embedding_layers=False)
     # Below LoRA on the embeddings PEFT saves these too, in case they were resized, and has loaded them by now.
     saved = {key: weight for key, weight in saved.items() if not key.endswith(".base_layer.weight")}
@@ -250,12 +251,7 @@ def choose_device(device: str | torch.device | None) -> torch.device:
     try:
         return torch.empty(0, device=device).device
     except (RuntimeError, AssertionError) as error:
-        raise RewardModelError(f"there is no device {str(device)!r} here ({_first_line(error)}).") from error
-
-
-def _first_line(error: Exception) -> str:
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return lines[0].rstrip(".") if lines else type(error).__name__
+        raise RewardModelError(f"there is no device {str(device)!r} here ({first_line(error)}).") from error
 
 
 def _shorten(names: list[str]) -> str:

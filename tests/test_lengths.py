@@ -80,7 +80,7 @@ def test_keywords_of_a_row_count_for_its_length(check, template):
 @pytest.mark.parametrize("check", [check_lengths, check_pair_lengths])
 def test_conversation_that_the_template_refuses(check, template):
     row = ROWS["conversational"] | {"prompt": [{"role": "system", "content": "Be brief."}]}
-    with pytest.raises(DataError, match="the chat template refuses .*Be brief.*no system role"):
+    with pytest.raises(DataError, match=r"the chat template refuses .*Be brief.*no system role"):
         check(Dataset.from_list([row]), template, 64, source="pairs.jsonl")
 
 

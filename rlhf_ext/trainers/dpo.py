@@ -28,7 +28,7 @@ from .plugin_losses import (
     check_losses,
     collate_with_extras,
     parse_columns,
-    parse_loss_kwargs,
+    parse_keywords,
     try_losses,
 )
 from .resume import ResumesExactly
@@ -85,7 +85,7 @@ class DPOConfig(trl.DPOConfig):
         """Adds the checks of the losses, their keywords and options that would have no effect."""
         super().__post_init__()
         self._check_unread()
-        self.loss_kwargs = parse_loss_kwargs(self.loss_kwargs)
+        self.loss_kwargs = parse_keywords("loss_kwargs", self.loss_kwargs)
         self.extra_columns = parse_columns(self.extra_columns)
         self.plugin_losses()
 

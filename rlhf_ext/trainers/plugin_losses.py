@@ -17,8 +17,8 @@ Loss = Callable[..., Tensor]
 Losses = dict[str, Loss]
 
 
-def parse_loss_kwargs(value: dict[str, Any] | str | None) -> dict[str, Any]:
-    """Return `loss_kwargs` as a dict; on the command line it is JSON.
+def parse_keywords(name: str, value: dict[str, Any] | str | None) -> dict[str, Any]:
+    """Return an option that holds keywords, such as `loss_kwargs`, as a dict; on the command line it is JSON.
 
     Raises:
         ValueError: It is neither.
@@ -29,10 +29,10 @@ def parse_loss_kwargs(value: dict[str, Any] | str | None) -> dict[str, Any]:
         except json.JSONDecodeError:
             parsed = None
         if not isinstance(parsed, dict):
-            raise ValueError(f"""loss_kwargs={value!r} is not a JSON object such as '{{"label_smoothing": 0.1}}'.""")
+            raise ValueError(f"""{name}={value!r} is not a JSON object such as '{{"keyword": 0.1}}'.""")
         return parsed
     if not isinstance(value, dict | None):
-        raise ValueError(f"loss_kwargs must be a dict, got {value!r}.")
+        raise ValueError(f"{name} must be a dict, got {value!r}.")
     return dict(value or {})
 
 

@@ -44,6 +44,7 @@ from .ppo_checks import (
     check_policy,
     check_scheduler,
     check_scores,
+    check_start,
     check_vllm,
     not_finite_loss,
 )
@@ -116,10 +117,12 @@ class PPOTrainer(TrainsCritic, ResumesExactly, MakesSamePasses, trl.GRPOTrainer)
         check_engine(args)
         check_vllm(args, model, trl_kwargs.get("quantization_config"))
         check_dataset_size(train_dataset, args)
+        check_start(args)
         if trl_kwargs.get("eval_dataset", trl_args[0] if trl_args else None) is not None:
             check_evaluation(args)
         if args.reward_adapter is not None:
-            reward_funcs = [*_as_list(reward_funcs), RewardAdapter(args.reward_adapter)]
+            scorer = RewardAdapter(args.reward_adapter, trust_remote_code=args.trust_remote_code)
+            reward_funcs = [*_as_list(reward_funcs), scorer]
             if isinstance(trl_kwargs.get("reward_processing_classes"), list):
                 trl_kwargs["reward_processing_classes"] = [*trl_kwargs["reward_processing_classes"], None]
         # Any beta but 0 makes TRL load the reference. What it weighs in the loss is set in `_compute_loss`.
@@ -210,7 +213,7 @@ class PPOTrainer(TrainsCritic, ResumesExactly, MakesSamePasses, trl.GRPOTrainer)
         if self.model.training and self.args.vf_coef:
             values = self._center_critic(rewards, values, mask)
         advantages, returns = self._estimators[self.model.training](rewards, values, mask)
-        self._log(completion_metrics(output, mask, ref_logps, scores), weight=len(scores))
+        self._log(completion_metrics(output, mask, ref_logps, scores), weight=mask.any(1).sum())
         self._log(value_metrics(values, returns, mask), weight=mask.sum())
         self._show_advantages(advantages, mask)
         if ref_logps is not None:
@@ -233,7 +236,8 @@ class PPOTrainer(TrainsCritic, ResumesExactly, MakesSamePasses, trl.GRPOTrainer)
         """Scale and clip the scores, then penalise completions that do not end by themselves."""
         if self.args.scale_scores:
             if self.model.training:
-                self.score_stats.update(self.accelerator.gather(scores))
+                learned = self.accelerator.gather(output["completion_mask"].any(1))
+                self.score_stats.update(self.accelerator.gather(scores)[learned])
             scores = scores / self.score_stats.scale
         if self.args.clip_scores is not None:
             scores = scores.clamp(-self.args.clip_scores, self.args.clip_scores)
@@ -250,7 +254,10 @@ class PPOTrainer(TrainsCritic, ResumesExactly, MakesSamePasses, trl.GRPOTrainer)
         self._log({"kl/coef": torch.tensor(self.kl_controller.coef)}, weight=1)
         if not self.model.training:
             return
-        per_completion = self.accelerator.gather((per_token_kl(logps, ref_logps) * mask).sum(1))
+        learned = self.accelerator.gather(mask.any(1))  # mask_truncated_completions leaves some without
+        if not learned.any():
+            return
+        per_completion = self.accelerator.gather((per_token_kl(logps, ref_logps) * mask).sum(1))[learned]
         kl = per_completion.mean().item()
         self.kl_controller.update(kl, len(per_completion))
         if self.args.kl_stop is not None and kl > self.args.kl_stop:
@@ -265,7 +272,7 @@ class PPOTrainer(TrainsCritic, ResumesExactly, MakesSamePasses, trl.GRPOTrainer)
         return self.kl_is_out_of_bounds or self.state.global_step < self.args.critic_warmup_steps
 
     def _compute_loss(self, model: nn.Module, inputs: dict[str, Any]) -> Tensor:
-        """Adds the value loss, a mean over the same tokens as TRL's policy loss."""
+        """Adds the value loss, a mean over the tokens of the batch, as TRL's policy loss is by default."""
         if self._leaves_out_padding:
             inputs = without_padding(inputs)
         if self._policy_is_that_of_the_rollout():

@@ -10,11 +10,13 @@ from typing import Any
 import torch
 from accelerate.utils import parse_flag_from_env
 from datasets import Dataset
-from peft import PeftModel
+from peft import PeftConfig, PeftModel
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
+from transformers import AutoConfig
 
 from ..adapters import has_lora, merged_adapter, tuner_layers
+from ..errors import first_line
 from ..quantization import is_quantized
 from .ppo_config import PPOConfig
 from .ppo_options import advantage_name
@@ -23,7 +25,18 @@ logger = logging.getLogger(__name__)
 
 LONGEST_EXCERPT = 200  # characters
 # Values under which completions are drawn from the policy's whole distribution.
-NEUTRAL_SAMPLING = {"top_p": (1.0,), "top_k": (0, None), "min_p": (0.0, None), "repetition_penalty": (1.0,)}
+NEUTRAL_SAMPLING = {
+    "top_p": (1.0, None),
+    "top_k": (0, None),
+    "min_p": (0.0, None),
+    "repetition_penalty": (1.0, None),
+    "do_sample": (True,),
+    "num_beams": (1, None),
+    "typical_p": (1.0, None),
+    "epsilon_cutoff": (0.0, None),
+    "eta_cutoff": (0.0, None),
+    "no_repeat_ngram_size": (0, None),
+}
 
 
 class NotFiniteError(FloatingPointError):
@@ -60,6 +73,25 @@ def check_evaluation(args: PPOConfig) -> None:
         )
     if is_rloo and generations < 2:
         raise ValueError("'rloo' compares completions of one prompt: set num_generations_eval to 2 or more.")
+
+
+def check_start(args: PPOConfig) -> None:
+    """Raise where the models that scores or the critic come from are not there, before the policy loads.
+
+    Raises:
+        ValueError: There is no such model.
+    """
+    for option in ("reward_adapter", "critic_path"):
+        path = getattr(args, option)
+        if path is None:
+            continue
+        try:
+            if Path(path, "adapter_config.json").is_file():
+                PeftConfig.from_pretrained(path)
+            else:
+                AutoConfig.from_pretrained(path, trust_remote_code=args.trust_remote_code)
+        except (OSError, ValueError) as error:
+            raise ValueError(f"{option}={path!r}: there is no such model ({first_line(error)}).") from error
 
 
 def check_scheduler(scheduler: Any) -> None:
@@ -163,8 +195,9 @@ def check_policy(policy: nn.Module, args: PPOConfig, *, is_multimodal: bool) -> 
         raise ValueError(f"critic={args.critic!r} would not see the images: use critic='head'.")
     if isinstance(policy, PeftModel) and any(config.is_prompt_learning for config in policy.peft_config.values()):
         raise ValueError("Prompt tuning puts no adapter into the layers, which the critics need: use LoRA.")
-    changed = [f"{n}={getattr(args, n)}" for n, neutral in NEUTRAL_SAMPLING.items() if getattr(args, n) not in neutral]
-    changed += [f"{n}={v}" for n, v in (args.generation_kwargs or {}).items() if n in NEUTRAL_SAMPLING]
+    asked = {name: getattr(args, name, neutral[0]) for name, neutral in NEUTRAL_SAMPLING.items()}
+    asked |= {name: value for name, value in (args.generation_kwargs or {}).items() if name in NEUTRAL_SAMPLING}
+    changed = [f"{name}={value}" for name, value in asked.items() if value not in NEUTRAL_SAMPLING[name]]
     if changed:
         logger.warning(
             "Completions are drawn with %s, and KL and ratio are of the whole distribution: expect them to be off.",

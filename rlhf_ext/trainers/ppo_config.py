@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any, ClassVar, Literal
+from typing import Any, Literal
 
 import torch
 import trl
@@ -12,6 +12,7 @@ from torch import Tensor
 from ..advantages import DEFAULT_LAM
 from ..kl import AdaptiveKLController, FixedKLController, KLEstimator
 from ..plugins import PluginError, accepted_keywords, get_plugin
+from .plugin_losses import parse_keywords
 from .ppo_options import check_contradictions, check_counts, check_ranges, check_without_effect
 
 Estimator = Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]
@@ -96,8 +97,6 @@ class PPOConfig(trl.GRPOConfig):
             A warning is logged when a larger part of the tokens is outside the clip range.
     """
 
-    _VALID_DICT_FIELDS: ClassVar[list[str]] = [*trl.GRPOConfig._VALID_DICT_FIELDS, "advantage_kwargs"]
-
     num_generations: int | None = field(default=1, metadata={"help": "Completions per prompt; one is enough."})
     num_iterations: int = field(default=4, metadata={"help": "Epochs over every batch of completions."})
     scale_rewards: str = field(
@@ -178,7 +177,7 @@ class PPOConfig(trl.GRPOConfig):
         generations, self.num_generations = self.num_generations, _Generations(self.num_generations)
         super().__post_init__()
         self.num_generations = generations
-        self.advantage_kwargs = dict(self.advantage_kwargs or {})
+        self.advantage_kwargs = parse_keywords("advantage_kwargs", self.advantage_kwargs)
         check_ranges(self)
         check_contradictions(self)
         check_without_effect(self)

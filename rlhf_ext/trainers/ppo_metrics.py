@@ -17,7 +17,7 @@ from ..ppo_rewards import distinct_n
 def completion_metrics(
     output: dict[str, Any], mask: Tensor, ref_logps: Tensor | None, scores: Tensor
 ) -> dict[str, Tensor]:
-    """Return what a batch of completions shows, averaged over completions. The KL is in nats.
+    """Return what a batch of completions shows, averaged over those that have tokens to learn from. The KL is in nats.
 
     Args:
         output: TRL's, with `completion_ids` (B, T) and `old_per_token_logps` (B, T).
@@ -25,11 +25,12 @@ def completion_metrics(
         ref_logps: Log-probabilities under the reference, (B, T); None without one, and then there is no KL.
         scores: Scores as they enter the rewards, (B,).
     """
-    logps = output["old_per_token_logps"]
+    logps, learned = output["old_per_token_logps"], mask.any(1)
     estimators = () if ref_logps is None else ("k1", "k3")
+    kl = {name: (per_token_kl(logps, ref_logps, estimator=name) * mask).sum(1) for name in estimators}
     return {
-        "score": scores.mean(),
-        **{f"kl/{name}": (per_token_kl(logps, ref_logps, estimator=name) * mask).sum(1).mean() for name in estimators},
+        "score": masked_mean(scores, learned),
+        **{f"kl/{name}": masked_mean(per_completion, learned) for name, per_completion in kl.items()},
         **{f"distinct_{n}": torch.tensor(distinct_n(output["completion_ids"], mask, n)) for n in (1, 2)},
     }
 

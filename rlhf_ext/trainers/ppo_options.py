@@ -1,7 +1,9 @@
 """Options of `PPOConfig` that are out of range, contradict each other, or would have no effect: each is an error."""
 
 from dataclasses import fields
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, get_args
+
+from ..kl import KLEstimator
 
 if TYPE_CHECKING:
     from .ppo_config import PPOConfig
@@ -34,6 +36,8 @@ def check_ranges(args: "PPOConfig") -> None:
             raise ValueError(f"{name} must lie in [0, 1], got {getattr(args, name)}.")
     if args.critic not in ("head", "adapter", "model"):
         raise ValueError(f"critic must be 'head', 'adapter' or 'model', got {args.critic!r}.")
+    if args.kl_estimator not in get_args(KLEstimator):
+        raise ValueError(f"kl_estimator must be 'k1', 'k2' or 'k3', got {args.kl_estimator!r}.")
 
 
 def check_contradictions(args: "PPOConfig") -> None:

@@ -26,6 +26,7 @@ from ..base_fingerprint import base_fingerprint
 from ..context import context_length
 from ..data_checks import STREAMED_ROWS_CHECKED, DataError
 from ..dropout import evaluation_mode
+from ..loading_options import loading_options
 from ..losses.preference import centering
 from ..pooling import classification_module, pool_by_attention_mask
 from ..quantization import keep_gradients_on_cpu
@@ -94,11 +95,11 @@ class RewardTrainer(ResumesExactly, GroupsByLength, trl.RewardTrainer):
         self._losses = args.plugin_losses(self._extra_columns)
         check_extras_of(train_dataset, eval_dataset, self._extra_columns)
         check_adapter(model, peft_config, disable_dropout=args.disable_dropout)
-        check_whole(model, _loading_options(args)["revision"])
+        check_whole(model, loading_options(args)["revision"])
         if processing_class is None:
             processing_class = _load_tokenizer(model, args)
         _settle_end_token(processing_class, args, train_dataset)
-        layers = layers_beside(model, _loading_options(args)) if peft_config or isinstance(model, PeftModel) else []
+        layers = layers_beside(model, loading_options(args)) if peft_config or isinstance(model, PeftModel) else []
         if peft_config is not None:
             peft_config = with_layers(peft_config, layers)
             for options in (trl_kwargs, args.model_init_kwargs or {}):
@@ -268,18 +269,11 @@ def _longest(dataset: Dataset | IterableDataset) -> int:
     return max(length or 0 for length in lengths)
 
 
-def _loading_options(args: RewardConfig) -> dict[str, Any]:
-    """Return what says which files of a model are meant, beside its name."""
-    given = args.model_init_kwargs or {}
-    trust_remote_code = given.get("trust_remote_code", args.trust_remote_code)
-    return {"revision": given.get("revision"), "trust_remote_code": trust_remote_code}
-
-
 def _load_tokenizer(model: str | PreTrainedModel, args: RewardConfig) -> PreTrainedTokenizerBase:
     from transformers import AutoTokenizer
 
     if isinstance(model, str):
-        return AutoTokenizer.from_pretrained(model, **_loading_options(args))
+        return AutoTokenizer.from_pretrained(model, **loading_options(args))
     if not model.config._name_or_path:
         raise ValueError("the model was never saved, so there is no tokenizer beside it: pass a processing_class.")
     return AutoTokenizer.from_pretrained(model.config._name_or_path, trust_remote_code=args.trust_remote_code)

@@ -10,7 +10,7 @@ import trl
 from torch import Tensor
 
 from ..plugins import PluginError
-from .plugin_losses import bind_losses, parse_columns, parse_loss_kwargs, try_losses
+from .plugin_losses import bind_losses, parse_columns, parse_keywords, try_losses
 
 
 @dataclass
@@ -70,7 +70,7 @@ class RewardConfig(trl.RewardConfig):
         super().__post_init__()
         self.loss_type = [self.loss_type] if isinstance(self.loss_type, str) else self.loss_type
         self.extra_columns = parse_columns(self.extra_columns)
-        self.loss_kwargs = parse_loss_kwargs(self.loss_kwargs)
+        self.loss_kwargs = parse_keywords("loss_kwargs", self.loss_kwargs)
         if self.loss_weights is None:
             self.loss_weights = [1.0] * len(self.loss_type)
         if len(self.loss_weights) != len(self.loss_type):

@@ -20,6 +20,7 @@ from transformers import (
 from rlhf_ext import PPOConfig, PPOTrainer
 from rlhf_ext.critics import HeadCritic
 from rlhf_ext.trainers.ppo_checks import NotFiniteError
+from rlhf_ext.trainers.ppo_metrics import completion_metrics
 
 
 def count_e(completions, **kwargs):
@@ -681,6 +682,38 @@ def test_sampling_from_another_distribution_is_warned_about(make_trainer, caplog
     with caplog.at_level(logging.WARNING, "rlhf_ext"):
         make_trainer(top_p=0.9, generation_kwargs={"min_p": 0.1})
     assert "drawn with top_p=0.9, min_p=0.1" in caplog.text
+    caplog.clear()
+    with caplog.at_level(logging.WARNING, "rlhf_ext"):
+        make_trainer(generation_kwargs={"do_sample": False, "num_beams": 1, "top_k": 0})
+    assert "drawn with do_sample=False, and" in caplog.text
+    caplog.clear()
+    make_trainer(generation_kwargs={"do_sample": True, "num_beams": 1, "top_k": 0, "typical_p": 1.0})
+    assert "drawn with" not in caplog.text
+
+
+def test_kl_is_that_of_completions_which_are_learned_from(make_trainer):
+    """mask_truncated_completions leaves some without tokens: they have no KL, and not one of 0."""
+    trainer = make_trainer(kl_target=4.5, kl_horizon=1000)
+    trainer.model.train()
+    logps, ref_logps = torch.full((4, 3), -1.0), torch.full((4, 3), -3.0)
+    mask = torch.tensor([[1, 1, 1], [0, 0, 0], [1, 1, 0], [0, 0, 0]])
+    trainer._follow_kl(logps, ref_logps, mask)
+    expected = 0.2 * (1 + (5 / 4.5 - 1) * 2 / 1000)  # a KL of 5, two completions
+    assert trainer.kl_controller.coef == pytest.approx(expected, rel=1e-6)
+    trainer._follow_kl(logps, ref_logps, torch.zeros_like(mask))
+    assert trainer.kl_controller.coef == pytest.approx(expected, rel=1e-6)
+    output = {"old_per_token_logps": logps, "completion_ids": torch.ones(4, 3, dtype=torch.long)}
+    metrics = completion_metrics(output, mask, ref_logps, torch.tensor([1.0, 50.0, 3.0, 50.0]))
+    assert metrics["kl/k1"].item() == pytest.approx(5.0) and metrics["score"].item() == 2.0
+
+
+def test_running_deviation_is_that_of_completions_which_are_learned_from(make_trainer):
+    trainer = make_trainer(scale_scores=True)
+    trainer.model.train()
+    mask = torch.tensor([[1, 1], [0, 0], [1, 0]])
+    output = {"completion_ids": torch.ones(3, 2, dtype=torch.long), "completion_mask": mask}
+    trainer._shape_scores(torch.tensor([1.0, 50.0, 3.0]), output)
+    assert (trainer.score_stats.count, trainer.score_stats.mean) == (2, 2.0)
 
 
 @pytest.mark.parametrize("lora", [None, {}], ids=["full", "lora"])

@@ -190,14 +190,14 @@ def _complete(
     sampled = decoding.temperature > 0
     settings = {"temperature": decoding.temperature, "top_k": decoding.top_k, "top_p": decoding.top_p}
     settings = {"do_sample": sampled, "max_new_tokens": decoding.max_new_tokens, **(settings if sampled else {})}
-    ends = _end_tokens(model, tokenizer)
+    ends = end_tokens(model, tokenizer)
     output = _generate(model, tokenizer, token_ids, eos_token_id=ends or None, **settings)
     written = output.sequences[:, max(map(len, token_ids)) :].cpu()
     end_ids = torch.tensor(ends, dtype=torch.long)
     return [_until_end(row, end_ids) for row in written]
 
 
-def _end_tokens(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> list[int]:
+def end_tokens(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> list[int]:
     """Return the end tokens of the model and of the tokenizer, which for an adapter may be another than its base's."""
     own = model.generation_config.eos_token_id
     own = own if isinstance(own, list) else [own]

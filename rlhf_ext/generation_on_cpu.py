@@ -17,6 +17,9 @@ from .replaced import replaced
 @contextmanager
 def fast_on_cpu(model: PreTrainedModel | PeftModel) -> Iterator[None]:
     """Generate faster inside, if the model lies on a CPU and its weights stay as they are."""
+    if model.device.type != "cpu":
+        yield
+        return
     with (
         replaced(torch, multinomial=partial(_multinomial, torch.multinomial)),
         _contiguous_hidden_states(model),

@@ -20,7 +20,7 @@ _on_interrupt = signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal sends
 signal.signal(signal.SIGALRM, _end_when_orphaned)
 signal.setitimer(signal.ITIMER_REAL, 0.2, 0.2)
 
-import matplotlib.pyplot
+import matplotlib.figure
 import scipy.stats
 from transformers import (
     AutoModelForCausalLM,

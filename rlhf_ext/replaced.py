@@ -7,10 +7,18 @@ from typing import Any
 
 @contextmanager
 def replaced(target: Any, **attributes: Any) -> Iterator[None]:
-    """Set attributes of `target`, and set them back, whatever happens."""
-    saved = {name: getattr(target, name) for name in attributes}
+    """Set attributes of `target`, and set them back, whatever happens. What was its class's is so again.
+
+    Raises:
+        AttributeError: There is no such attribute.
+    """
+    for name in attributes:
+        getattr(target, name)
+    own = {name: vars(target)[name] for name in attributes if name in vars(target)}
     vars(target).update(attributes)
     try:
         yield
     finally:
-        vars(target).update(saved)
+        for name in attributes:
+            del vars(target)[name]
+        vars(target).update(own)

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from matplotlib import pyplot
+from matplotlib.figure import Figure
 from rich.console import Console
 from rich.table import Table
 from transformers import Trainer
@@ -120,12 +120,12 @@ def save_training_figure(
         panels: Panel titles, and the metrics each one shows.
         path: Where the PNG goes.
     """
-    figure, axes = pyplot.subplots(1, len(panels), figsize=(4 * len(panels), 3.4), layout="constrained", squeeze=False)
-    for axis, (title, metrics) in zip(axes[0], panels.items(), strict=True):
+    figure = Figure(figsize=(4 * len(panels), 3.4), layout="constrained")
+    axes = figure.subplots(1, len(panels), squeeze=False)[0]
+    for axis, (title, metrics) in zip(axes, panels.items(), strict=True):
         plot_panel(axis, with_start(log_history, before), title, metrics)
     figure.suptitle("lines: training batches, dots: held-out rows", fontsize="small")
     figure.savefig(path, dpi=150)
-    pyplot.close(figure)
 
 
 def save_model_card(trainer: Trainer, dataset_name: str | None, rows: Sequence[tuple[str, str, str]]) -> None:

@@ -192,7 +192,7 @@ def test_what_recipes_are_forked_from_has_the_imports_and_no_thread_that_a_fork_
 def test_imports_begun_end_with_a_command_that_was_refused_and_say_nothing_at_ctrl_c(tmp_path):
     (tmp_path / "matplotlib").mkdir()  # in place of the imports, one that never ends
     (tmp_path / "matplotlib/__init__.py").touch()
-    (tmp_path / "matplotlib/pyplot.py").write_text(
+    (tmp_path / "matplotlib/figure.py").write_text(
         f"import os, pathlib, time\npathlib.Path({str(tmp_path / 'begun')!r}).touch()\ntime.sleep(1000)"
     )
     (tmp_path / "command.py").write_text(

@@ -14,7 +14,7 @@ from rlhf_ext import RewardModel
 from rlhf_ext.arguments import ArgumentError
 from rlhf_ext.data_checks import DataError
 from rlhf_ext.formatting import InputError
-from rlhf_ext.generation import Decoding, generate_tokens
+from rlhf_ext.generation import Decoding, end_tokens, generate_tokens
 from rlhf_ext.logps import completion_logps
 from rlhf_ext.policy_loading import load_policy, load_policy_tokenizer
 
@@ -37,14 +37,21 @@ class Written:
         ref_logps: The same under its reference; None while there is none.
         reference: What that is.
         vocabulary: Which token has which id.
+        ends: The ids of the tokens that end a completion.
     """
 
     completions: list[str]
     tokens: list[tuple[Tensor, Tensor]]
     logps: list[Tensor]
     vocabulary: dict[str, int]
+    ends: list[int]
     ref_logps: list[Tensor] | None = None
     reference: str | None = None
+
+    @property
+    def cut(self) -> list[bool]:
+        """Whether each completion was ended by the number of tokens alone."""
+        return [int(completion[-1]) not in self.ends for _, completion in self.tokens]
 
 
 def share_chat_template(names: Sequence[str], tokenizers: Sequence[PreTrainedTokenizerBase]) -> list[str]:
@@ -93,10 +100,11 @@ def write_answers(
     with naming_rows(prompts, lambda index: index // best_of):
         tokens = generate_tokens(model, tokenizer, repeated, decoding, batch_size=size, show_progress=True)
     completions = [tokenizer.decode(completion, skip_special_tokens=True) for _, completion in tokens]
+    known = (tokenizer.get_vocab(), end_tokens(model, tokenizer))
     if best_of > 1:
         best = best_answers(RewardModel.from_pretrained(options.best_of_model), asked, completions)
-        return Written([completions[i] for i in best], [tokens[i] for i in best], [], tokenizer.get_vocab())
-    written = Written(completions, tokens, [], tokenizer.get_vocab())
+        return Written([completions[i] for i in best], [tokens[i] for i in best], [], *known)
+    written = Written(completions, tokens, [], *known)
     if decoding.whole_distribution:
         written.logps = completion_logps(model, tokens, batch_size=PASS_SIZE)
         if isinstance(model, PeftModel) and not options.reference:

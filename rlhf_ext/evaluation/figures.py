@@ -4,6 +4,7 @@ import io
 from collections.abc import Callable, Sequence
 
 import matplotlib
+import matplotlib.figure
 import numpy as np
 from matplotlib.axes import Axes
 
@@ -11,9 +12,6 @@ from .calibration import Calibration
 from .page import Figure
 from .reward import Group
 from .statistics import Array
-
-matplotlib.use("Agg")  # no window, also where there is a screen
-from matplotlib import pyplot
 
 SIZE, DPI = (4.6, 3.4), 160
 CHOSEN, REJECTED = "#2a9d8f", "#e07a5f"  # told apart also by those who do not see red and green
@@ -39,11 +37,10 @@ def draw(name: str, plot: Callable[[Axes], None], caption: str, description: str
         description: What it shows, for those who cannot see it.
     """
     with matplotlib.rc_context(STYLE):
-        figure, axes = pyplot.subplots(figsize=SIZE, layout="constrained")
-        plot(axes)
+        figure = matplotlib.figure.Figure(figsize=SIZE, layout="constrained")  # not pyplot's: no window, nothing global
+        plot(figure.subplots())
         buffer = io.BytesIO()
         figure.savefig(buffer, dpi=DPI, format="png")
-        pyplot.close(figure)
     return Figure(name, buffer.getvalue(), caption, description)
 
 

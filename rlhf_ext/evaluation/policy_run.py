@@ -13,6 +13,7 @@ from rlhf_ext.generation import Decoding
 from rlhf_ext.output_files import write_jsonl
 from rlhf_ext.plugins import list_plugins
 from rlhf_ext.policy_loading import load_policy, load_policy_tokenizer
+from rlhf_ext.reward_loading import load_tokenizer
 
 from .answers import (
     BATCH_SIZE,
@@ -56,6 +57,7 @@ def evaluate_policies(data: EvaluationOptions, options: PolicyOptions, output_di
         raise ArgumentError(f"--reference has no effect: {_NO_KL}")
     prompts = _load_prompts(data)
     spec = _judge_spec(options, prompts, is_demo=data.dataset_name is None)
+    _check_models(spec, options)
     asked, written, notes = _ask(names, prompts, decoding, data, options)
     _save_completions(output_dir / COMPLETIONS, asked, written)  # a judge may fail, and they took longest
     notes += measure_references(written, names, decoding, options)
@@ -151,6 +153,18 @@ def _judge_spec(options: PolicyOptions, prompts: EvaluationPrompts, *, is_demo: 
     return spec
 
 
+def _check_models(spec: str | None, options: PolicyOptions) -> None:
+    """Look for the models that are loaded once the policies have answered, by their tokenizers, which is quick."""
+    is_language_model = spec is not None and spec.startswith(LANGUAGE_MODEL)
+    if spec not in (None, "gold") and not is_language_model and not _is_function(spec):
+        load_tokenizer(spec, trust_remote_code=False)
+    if options.best_of_model:
+        load_tokenizer(options.best_of_model, trust_remote_code=False)
+    for name in (options.reference, spec.removeprefix(LANGUAGE_MODEL) if is_language_model else None):
+        if name is not None:
+            load_policy_tokenizer(name)
+
+
 def _is_function(spec: str | None) -> bool:
     if spec is None or spec.startswith(LANGUAGE_MODEL):
         return False
@@ -181,7 +195,6 @@ def _judged(
         from rlhf_ext.demo.judge import is_refusal
 
         declines = is_refusal
-    cut = [len(completion) == decoding.max_new_tokens for _, completion in written.tokens]
     ratings: Ratings = {}
     if judge is not None:
         with naming_rows(prompts, lambda index: index % len(asked), JUDGED):
@@ -189,7 +202,7 @@ def _judged(
     return JudgedPolicy(
         name,
         completions=written.completions,
-        cut=cut,
+        cut=written.cut,
         max_new_tokens=decoding.max_new_tokens,
         refused=[declines(completion) for completion in written.completions],
         ratings=ratings,

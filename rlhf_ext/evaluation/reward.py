@@ -16,14 +16,14 @@ from scipy import stats
 
 from .calibration import Calibration, calibration, correctness, fit_temperature
 from .statistics import (
+    BOOTSTRAP,
     Array,
     Bootstrap,
     Estimate,
     MetricError,
     as_numbers,
-    exact_proportion,
-    independent_units,
     number_clusters,
+    proportion,
     quantile_bins,
     rows_of_clusters,
     sign_flip_test,
@@ -32,7 +32,6 @@ from .statistics import (
 
 Prompts = Sequence[Hashable] | None
 Correlation = Callable[[Array, Array], float]
-BOOTSTRAP = Bootstrap()
 __all__ = [
     "Calibration",
     "Comparison",
@@ -54,16 +53,8 @@ __all__ = [
 
 
 def accuracy(differences: ArrayLike, prompts: Prompts = None, *, bootstrap: Bootstrap = BOOTSTRAP) -> Estimate:
-    """Return the fraction of pairs whose chosen answer scores higher, with its interval.
-
-    Where all pairs are right, or all wrong, every resample is too and the bootstrap's interval would be a point. The
-    exact binomial interval over the prompts takes its place.
-    """
-    right = correctness(differences)
-    if np.ptp(right) == 0 and right[0] != 0.5:
-        independent = int(independent_units(prompts, right.size).max()) + 1
-        return exact_proportion(int(right[0]) * independent, independent, bootstrap.confidence)
-    return bootstrap.mean(right, prompts)
+    """Return the fraction of pairs whose chosen answer scores higher, with its interval (see `proportion`)."""
+    return proportion(correctness(differences), prompts, bootstrap=bootstrap)
 
 
 def spearman(x: Array, y: Array) -> float:

@@ -155,6 +155,9 @@ class Bootstrap:
         return float(low), float(high)
 
 
+BOOTSTRAP = Bootstrap()
+
+
 def sign_test(differences: ArrayLike) -> float:
     """Return the two-sided p-value of the exact sign test: are positive and negative differences equally likely?
 
@@ -202,6 +205,32 @@ def exact_proportion(successes: int, trials: int, confidence: float) -> Estimate
     """Return a proportion with its exact interval (C. J. Clopper and E. S. Pearson, 1934)."""
     interval = stats.binomtest(successes, trials).proportion_ci(confidence, method="exact")
     return Estimate(successes / trials, float(interval.low), float(interval.high))
+
+
+def proportion(
+    values: ArrayLike, clusters: Sequence[Hashable] | None = None, *, bootstrap: Bootstrap = BOOTSTRAP
+) -> Estimate:
+    """Return the mean of values from 0 to 1 with its interval.
+
+    Where all are equal, every resample is too and the bootstrap's interval would be a point. In its place
+    stands the interval from (1 - u) value to (1 - u) value + u, where u is the upper end of the exact binomial interval
+    of what was never seen: a part u of all clusters may be different, and at worst all of those are 0, or 1.
+
+    Args:
+        values: (N,).
+        clusters: The cluster of each, such as its prompt.
+        bootstrap: For the interval.
+
+    Raises:
+        MetricError: As in `as_numbers`.
+    """
+    values = as_numbers(values, "values")
+    if np.ptp(values) > 0:
+        return bootstrap.mean(values, clusters)
+    independent = int(independent_units(clusters, values.size).max()) + 1
+    different = exact_proportion(0, independent, bootstrap.confidence).high
+    value = float(values[0])
+    return Estimate(value, (1 - different) * value, (1 - different) * value + different)
 
 
 def quantile_bins(values: ArrayLike, bins: int) -> Array:

@@ -12,14 +12,13 @@ from scipy.stats import binom
 from rlhf_ext.evaluation.policy import (
     distinct_n,
     mean_where,
-    proportion,
     refusal_rates,
     refuses,
     sequence_kl,
     win_rate,
     word_counts,
 )
-from rlhf_ext.evaluation.statistics import Bootstrap, MetricError
+from rlhf_ext.evaluation.statistics import Bootstrap, MetricError, proportion
 
 QUICK = Bootstrap(resamples=200)
 

@@ -65,6 +65,11 @@ def test_a_model_that_is_always_right_is_not_certain():
     assert accuracy(-np.ones(20)).high == pytest.approx(1 - 0.025 ** (1 / 20))
 
 
+def test_a_model_of_nothing_but_ties_is_not_certain_either():
+    ties = accuracy(np.zeros(3))
+    assert (ties.low, ties.high) == (pytest.approx(0.5 * 0.025 ** (1 / 3)), pytest.approx(1 - 0.5 * 0.025 ** (1 / 3)))
+
+
 def test_calibration_error_by_hand():
     """Three pairs at confidence 0.6, one wrong; three at 0.9, all right; two bins."""
     at = {p: math.log(p / (1 - p)) for p in (0.6, 0.9)}

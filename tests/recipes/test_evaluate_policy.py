@@ -254,6 +254,10 @@ def test_quantization_without_its_library_is_one_line(refuse, model_name, monkey
         (["--dataset_name", "{data}", "--other_policy", "x"], "there is nothing to compare the policies with: name a"),
         (["--dataset_name", "{data}", "--judge", "gold"], "--judge gold knows only the embedded demo's prompts"),
         (["--load_in_8bit", "--load_in_4bit"], "--load_in_8bit and --load_in_4bit exclude each other: drop one."),
+        (["--judge", "runs/typo"], "runs/typo: its tokenizer cannot be loaded"),
+        (["--judge", "llm:runs/typo"], "runs/typo: its tokenizer cannot be loaded"),
+        (["--best_of", "2", "--best_of_model", "runs/typo"], "runs/typo: its tokenizer cannot be loaded"),
+        (["--reference", "runs/typo"], "runs/typo: its tokenizer cannot be loaded"),
         (["--as_chat", "true"], "the embedded demo: --as_chat is for plain prompts, and there are none. Drop it."),
         (["--dataset_name", "{bad}"], "{bad}, row 2, column 'unsafe': 'maybe' is not true or false."),
     ],
@@ -267,6 +271,19 @@ def test_bad_input_is_one_line_before_a_model_loads(options, message, refuse, mo
     assert refuse("--policy", model_name, *options).startswith(f"error: {message.format(**places)}")
 
 
+def test_an_answer_whose_last_token_ends_it_is_not_cut_off(evaluate, model_name, tokenizer, tmp_path, monkeypatch):
+    """Also where it has as many tokens as there may be."""
+    end = tokenizer.eos_token_id
+
+    def generate_tokens(model, tokenizer, prompts, decoding, **options):
+        answers = [[9] * (decoding.max_new_tokens - 1) + [end if row % 3 else 9] for row in range(len(prompts))]
+        return [(torch.tensor([7]), torch.tensor(answer)) for answer in answers]
+
+    monkeypatch.setattr(answers, "generate_tokens", generate_tokens)
+    evaluate("--policy", model_name, *SHORT)
+    assert results(tmp_path / "runs/evaluate")["eval_cut_off"] == pytest.approx(1 / 3)
+
+
 def test_models_that_are_none(refuse, reward_folder, model_name, tmp_path):
     assert "nowhere: its tokenizer cannot be loaded" in refuse("--policy", "nowhere")
     long = write(tmp_path / "prompts.jsonl", [{"prompt": "a"}, {"prompt": "a b " * 300}])
@@ -275,7 +292,7 @@ def test_models_that_are_none(refuse, reward_folder, model_name, tmp_path):
 
 
 def test_best_of_several_answers_is_the_one_the_reward_model_prefers(
-    evaluate, refuse, model_name, tmp_path, monkeypatch
+    evaluate, refuse, model_name, reward_folder, tmp_path, monkeypatch
 ):
     """Scored by its length here, the best of three is the longest of the three that the seed draws."""
 
@@ -285,7 +302,7 @@ def test_best_of_several_answers_is_the_one_the_reward_model_prefers(
             return [float(len(text)) for text in completions]
 
     monkeypatch.setattr(answers.RewardModel, "from_pretrained", lambda path: Longest())
-    best = ["--best_of", "3", "--best_of_model", "runs/reward"]
+    best = ["--best_of", "3", "--best_of_model", reward_folder]
     evaluate("--policy", model_name, *best, *SHORT, "--seed", "5", "--output_dir", tmp_path / "out")
     lines = (tmp_path / "out/completions.jsonl").read_text().splitlines()
     written = [json.loads(line)["completion"] for line in lines]

@@ -1,6 +1,6 @@
 """Constitutional AI: a model criticises and revises its own answers by principles, and so writes its training data.
 
-With no arguments a small critic does so for prompts of the embedded demo, offline, on any machine:
+With no arguments a small model does so for prompts of the embedded demo, offline, on any machine:
 
     accelerate launch recipes/constitutional.py
 
@@ -34,7 +34,7 @@ from rlhf_ext.constitution import Constitution, ConstitutionError, read_constitu
 from rlhf_ext.data_checks import DataError
 from rlhf_ext.data_files import is_local
 from rlhf_ext.demo import model_path
-from rlhf_ext.demo.constitution import CONSTITUTION, demo_critic, gold_metrics
+from rlhf_ext.demo.constitution import CONSTITUTION, demo_reviser, gold_metrics
 from rlhf_ext.demo.data import prompt_dataset
 from rlhf_ext.errors import one_line_errors
 from rlhf_ext.evaluation.options import check_quantization
@@ -148,10 +148,10 @@ def _run(args: ConstitutionalArguments, constitution: Constitution, prompts: Pro
     if not done:
         check_room_for_transcripts(reviser, prompts)
     keep_settings(folder, asked)
-    if name is None:  # the critic reads as much as the model that it is made of
-        critic = str(folder / "critic")
-        demo_critic(critic, seed=args.seed)
-        reviser = _reviser(critic, options, constitution, settings)
+    if name is None:  # the reviser reads as much as the model that it is made of
+        model = str(folder / "reviser")
+        demo_reviser(model, seed=args.seed)
+        reviser = _reviser(model, options, constitution, settings)
     transcripts = transcribe_all(reviser, prompts, folder, done)
     held_out = gold_metrics(reviser, transcripts, HELD_OUT) if args.dataset_name is None else {}
     _save(transcripts, held_out, folder, args)

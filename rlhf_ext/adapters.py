@@ -106,6 +106,11 @@ def as_pass_of(model: nn.Module, function: nn.Module) -> Callable[..., Any]:
     return model.pass_of_part
 
 
+def causal_lm_of(policy: nn.Module) -> nn.Module:
+    """Return the language model inside the wrappers of adapters."""
+    return policy.get_base_model() if isinstance(policy, PeftModel) else policy
+
+
 def has_lora(model: nn.Module) -> bool:
     """Whether the model is a LoRA adapter on a base, by the name that PEFT and TRL give the first adapter."""
     return isinstance(model, PeftModel) and isinstance(model.peft_config["default"], LoraConfig)

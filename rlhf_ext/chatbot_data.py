@@ -1,8 +1,8 @@
 """The data and YAML files of `recipes/chatbot_rlhf.py`, checked before anything trains.
 
-All phases chat, so all of them must read turns: of plain text one recipe makes turns and another does not. What they
-read is written into `data/` of the output folder, plain text as turns and conversations as they are, with the rows to
-evaluate on beside those to train on.
+All phases chat, so all of them must read turns. By themselves, recipes/sft.py makes turns of plain text and the others
+do not. So what the phases read is written into `data/` of the output folder: plain text as turns, conversations as they
+are, and the rows to evaluate on beside those to train on.
 """
 
 import os

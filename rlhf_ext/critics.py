@@ -30,6 +30,7 @@ from .adapters import (
     adapter_parameters,
     add_reward_adapter,
     as_pass_of,
+    causal_lm_of,
     read_reward_head,
     require_lora,
     tuner_layers,
@@ -318,11 +319,6 @@ def _loading_of_twin(policy: nn.Module, args: "PPOConfig") -> dict[str, Any]:
     if isinstance(policy, PeftModel) and loading["revision"] is None:
         loading["revision"] = policy.peft_config["default"].revision  # of the base
     return loading
-
-
-def causal_lm_of(policy: nn.Module) -> nn.Module:
-    """Return the language model inside the wrappers of adapters."""
-    return policy.get_base_model() if isinstance(policy, PeftModel) else policy
 
 
 def backbone_of(policy: nn.Module) -> nn.Module:

@@ -1,4 +1,4 @@
-"""Dropout and modes of a model: off for a while, off for good, and a check that it was not asked for in vain."""
+"""Dropout and modes of a model: off for a while, off for good, and a dropout that would have no effect is refused."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager

@@ -8,12 +8,12 @@ from typing import Any
 
 import torch
 from jinja2 import TemplateError
-from peft import PeftModel
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 from tqdm.auto import tqdm
 from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
+from .adapters import causal_lm_of
 from .context import context_length
 from .dropout import evaluation_mode
 from .formatting import InputError, Place
@@ -240,7 +240,7 @@ def _generate(
 @contextmanager
 def special_tokens_only(model: nn.Module) -> Iterator[None]:
     """Put aside what a model asks for itself: penalties, minima, filters. `generate` adds it to what it is told."""
-    owner = model.get_base_model() if isinstance(model, PeftModel) else model
+    owner = causal_lm_of(model)
     own = owner.generation_config
     tokens = {name: getattr(own, name) for name in ("bos_token_id", "eos_token_id", "pad_token_id")}
     owner.generation_config = GenerationConfig(**tokens)

@@ -11,8 +11,8 @@ from jinja2 import TemplateError
 from transformers import PreTrainedTokenizerBase
 from trl import extract_prompt
 
+from .adapters import causal_lm_of
 from .context import context_length
-from .critics import causal_lm_of
 from .data_checks import STREAMED_ROWS_CHECKED, DataError
 from .data_files import AnyDataset
 from .formatting import chat_options

@@ -4,7 +4,6 @@ import base64
 import hashlib
 import json
 import os
-import sys
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -73,8 +72,7 @@ def sha256(path: str | Path) -> str:
         OSError: It cannot be read.
     """
     with open(path, "rb") as file:
-        digest = hashlib.file_digest(file, "sha256") if sys.version_info >= (3, 11) else hashlib.sha256(file.read())
-    return digest.hexdigest()
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def lock_folder(folder: Path) -> AcquireReturnProxy:

@@ -20,7 +20,7 @@ def pool_by_attention_mask(model: nn.Module) -> None:
     The logit found there is put at every position, so that whichever one the model picks is the right one. Training,
     gradient checkpointing and either padding side work; a call without a mask attends to everything and is scored at
     its last position. Models whose head sees one vector a text, such as BERT's `[CLS]`, and those whose configuration
-    has a `classifier_pooling`, such as EuroBERT's, are left as they are. Doing it twice is doing it once.
+    has a `classifier_pooling`, such as EuroBERT's, are left as they are. A second call changes nothing.
 
     Args:
         model: A sequence-classification model, or the PEFT model around one.

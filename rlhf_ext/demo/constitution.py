@@ -132,13 +132,13 @@ def comparison_dataset(seed: int = 0, size: int = EXAMPLES["comparison"]) -> "Da
     return _dataset(rows)
 
 
-def demo_critic(
+def demo_reviser(
     folder: str | Path, *, seed: int, examples: "Mapping[str, int]" = EXAMPLES, show_progress: bool = True
 ) -> None:
     """Fine-tune a copy of the demo model on worked examples and save it in `folder`, unless it is there already.
 
     Args:
-        folder: Where the critic is, or will be.
+        folder: Where the reviser is, or will be.
         seed: Of examples and training.
         examples: How many of each kind.
         show_progress: Show a progress bar.

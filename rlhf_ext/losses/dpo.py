@@ -19,6 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..plugins import register
+from .label_smoothing import check_label_smoothing
 
 
 @dataclass(frozen=True)
@@ -73,13 +74,6 @@ def _average_logratio_difference(batch: DPOBatch) -> Tensor:
     return batch.chosen_logratios / batch.chosen_lengths - batch.rejected_logratios / batch.rejected_lengths
 
 
-def _check_label_smoothing(label_smoothing: float) -> None:
-    if not 0.0 <= label_smoothing < 0.5:
-        raise ValueError(
-            f"label_smoothing, the probability that a label is flipped, must lie in [0, 0.5), got {label_smoothing}."
-        )
-
-
 @register("dpo_loss", "sigmoid")
 def sigmoid(batch: DPOBatch, *, beta: float) -> Tensor:
     r"""The original DPO loss.
@@ -111,7 +105,7 @@ def cdpo(batch: DPOBatch, *, beta: float, label_smoothing: float = 0.1) -> Tenso
     Raises:
         ValueError: `label_smoothing` outside [0, 0.5).
     """
-    _check_label_smoothing(label_smoothing)
+    check_label_smoothing(label_smoothing)
     logits = beta * _logratio_difference(batch)
     return -(1 - label_smoothing) * F.logsigmoid(logits) - label_smoothing * F.logsigmoid(-logits)
 

@@ -1,8 +1,8 @@
 r"""Losses for reward models: pure functions from the scores of preference pairs to one loss per pair.
 
 Notation: $d = r_c - r_r$, the score of the chosen text minus that of the rejected one; $m$, the margin by which they
-should differ; $\epsilon$ = `label_smoothing`, the probability that a label is flipped. Scores have no unit: they are
-log-odds once training has ended (or once divided by the calibrated temperature).
+should differ; $\epsilon$ = `label_smoothing`, the probability that a label is flipped. Differences of scores
+are log-odds, after training once they are divided by the calibrated temperature.
 
 Every function takes `chosen_rewards` and `rejected_rewards` of shape (B,), and `extras`, the dataset columns named in
 `config.extra_columns`, each (B,). It returns a tensor of shape (B,), in float32 at least, and reduces nothing. Other
@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..plugins import register
+from .label_smoothing import check_label_smoothing
 
 
 def _score_difference(chosen_rewards: Tensor, rejected_rewards: Tensor, extras: Mapping[str, Tensor]) -> Tensor:
@@ -43,10 +44,7 @@ def _smooth(loss: Callable[[Tensor], Tensor], difference: Tensor, label_smoothin
     Raises:
         ValueError: `label_smoothing` outside [0, 0.5).
     """
-    if not 0.0 <= label_smoothing < 0.5:
-        raise ValueError(
-            f"label_smoothing, the probability that a label is flipped, must lie in [0, 0.5), got {label_smoothing}."
-        )
+    check_label_smoothing(label_smoothing)
     if label_smoothing == 0.0:
         return loss(difference)
     return (1 - label_smoothing) * loss(difference) + label_smoothing * loss(-difference)

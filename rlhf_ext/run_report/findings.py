@@ -168,7 +168,8 @@ def out_of_band(logged: Mapping[str, Sequence[float]], bands: Mapping[str, Band]
     notices = []
     if "kl/k1" in late and late["kl/k1"] > bands["kl/k1"].high:
         target = bands["kl/k1"].high / KL_TOLERANCE
-        found = f"The KL ended at {late['kl/k1']:.1f} nats per completion, above twice its target of {target:g}."
+        above = f"above {KL_TOLERANCE:g} times its target of {target:g}"
+        found = f"The KL ended at {late['kl/k1']:.1f} nats per completion, {above}."
         notices.append(Notice(found, "Raise init_kl_coef, or lower kl_horizon so that the coefficient follows faster."))
     if "clip_fraction" in late:
         low, high, value = bands["clip_fraction"].low, bands["clip_fraction"].high, late["clip_fraction"]

@@ -21,6 +21,7 @@ from ..dropout import check_adapter_dropout
 from ..losses.dpo import DPOBatch
 from ..plugins import KINDS, PluginError, find_entry_points, find_registered
 from ..quantization import keep_gradients_on_cpu
+from ..replaced import replaced
 from .length_groups import GroupsByLength, check_not_streamed
 from .plugin_losses import (
     bind_losses,
@@ -266,11 +267,8 @@ class DPOTrainer(ResumesExactly, GroupsByLength, trl.DPOTrainer):
             inputs["ref_chosen_logps"], inputs["ref_rejected_logps"] = reference
         policy = _RecordOutput(model)
         # The reference is in the inputs now: TRL must read it from there, as it does after precomputing it.
-        precomputed, self.precompute_ref_logps = self.precompute_ref_logps, True
-        try:
+        with replaced(self, precompute_ref_logps=True):
             result = super().compute_loss(policy, inputs, return_outputs, num_items_in_batch)
-        finally:
-            self.precompute_ref_logps = precomputed
 
         batch = _make_batch(policy.output.log_probs, inputs, extras)
         plugin_loss = sum(

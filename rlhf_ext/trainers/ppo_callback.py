@@ -8,6 +8,7 @@ from torch.distributed.tensor import DTensor
 from torch.nn.utils import get_total_norm
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
+from ..run_report.bands import KL_TOLERANCE
 from .ppo_checks import not_finite_gradient
 
 if TYPE_CHECKING:
@@ -114,6 +115,6 @@ class PPOCallback(TrainerCallback):
             ("kl/k1", -1.0, math.inf, "The policy is not what completions are drawn from: look at sampling settings."),
         ]
         if args.kl_target and args.init_kl_coef:
-            remedy = "Twice kl_target: raise init_kl_coef or lower kl_horizon."
-            bands.append(("kl/k1", -math.inf, 2 * args.kl_target, remedy))
+            remedy = f"{KL_TOLERANCE:g} times kl_target: raise init_kl_coef or lower kl_horizon."
+            bands.append(("kl/k1", -math.inf, KL_TOLERANCE * args.kl_target, remedy))
         return bands

@@ -10,8 +10,8 @@ import trl
 from torch import Tensor, nn
 from trl.trainer import grpo_trainer
 
+from ..adapters import causal_lm_of
 from ..completion_pass import completion_pass, interleaved, micro_batches, rejoined
-from ..critics import causal_lm_of
 from ..replaced import replaced
 
 

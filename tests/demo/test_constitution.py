@@ -12,7 +12,7 @@ from rlhf_ext.demo.constitution import (
     CONSTITUTION,
     comparison_dataset,
     critique,
-    demo_critic,
+    demo_reviser,
     quality,
     revision_dataset,
 )
@@ -129,18 +129,18 @@ def test_good_demonstrations_have_nothing_to_criticise():
 
 
 def test_critic_learns_and_is_trained_once(tmp_path, model_name, tokenizer):
-    demo_critic(tmp_path / "critic", seed=0, examples={"revision": 40, "comparison": 8}, show_progress=False)
+    demo_reviser(tmp_path / "reviser", seed=0, examples={"revision": 40, "comparison": 8}, show_progress=False)
     asked = revision_dataset(seed=9, size=8)["messages"][:]
     losses = {}
-    for name in (model_name, tmp_path / "critic"):
+    for name in (model_name, tmp_path / "reviser"):
         model, own = load_policy(str(name), dtype="float32")
         assert own.chat_template == tokenizer.chat_template
         batch = own.apply_chat_template(asked, return_dict=True, padding=True, return_tensors="pt")
         labels = batch["input_ids"].masked_fill(batch["attention_mask"] == 0, -100)
         with torch.no_grad():
             losses[name] = float(model(**batch, labels=labels).loss)
-    assert losses[tmp_path / "critic"] < losses[model_name] - 0.3
-    before = (tmp_path / "critic/model.safetensors").read_bytes()
-    demo_critic(tmp_path / "critic", seed=1, examples={"revision": 8, "comparison": 8})
-    assert (tmp_path / "critic/model.safetensors").read_bytes() == before
-    assert [path.name for path in tmp_path.iterdir()] == ["critic"]
+    assert losses[tmp_path / "reviser"] < losses[model_name] - 0.3
+    before = (tmp_path / "reviser/model.safetensors").read_bytes()
+    demo_reviser(tmp_path / "reviser", seed=1, examples={"revision": 8, "comparison": 8})
+    assert (tmp_path / "reviser/model.safetensors").read_bytes() == before
+    assert [path.name for path in tmp_path.iterdir()] == ["reviser"]

@@ -46,7 +46,7 @@ def start(recipe, monkeypatch):
 def untrained_critic(folder, model_name):
     """In place of the one that the recipe would train."""
     folder.mkdir()
-    (folder / "critic").symlink_to(model_name)
+    (folder / "reviser").symlink_to(model_name)
     return folder
 
 

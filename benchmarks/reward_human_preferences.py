@@ -9,8 +9,8 @@ also tested on the files of `--also`. A run with the same options whose results 
 `--folds` leaves `eval_NAME.jsonl` alone and holds out a fifth of the dialogues in `pref_NAME.jsonl`, one after the
 other: with 0 1 2 3 4 every pair is held out once, and the measures are those of all. Prompts that are too long, and
 what a fold has beyond `--max_eval_samples`, are left out. The floor is a logistic regression on the words of the
-answers, trained on all rows. "Above the floor": how much more accurate the mean score of all seeds is on the same
-pairs, with its 95% interval and the p-value of a permutation of signs, both by dialogues.
+answers, trained on all rows. "Above the floor", and above the first loss: how much more accurate the mean score of all
+seeds is on the same pairs, with its 95% interval and the p-value of a permutation of signs, both by dialogues.
 """
 
 from rlhf_ext.console import quiet_libraries
@@ -224,7 +224,7 @@ def main() -> None:
     floor = [difference for split in splits for difference in split.floor]
     dialogues = [row["dialogue"] for split in splits for row in split.held_out]
     print(f"Bag of words: {accuracy(floor).value:.3f} of {len(floor)} held-out pairs.\n")
-    columns = None
+    columns, first = None, None
     for loss in arguments.losses:
         jobs = [(split, seed) for seed in range(arguments.seeds) for split in splits]
         with ThreadPoolExecutor(arguments.parallel) as pool:
@@ -232,15 +232,16 @@ def main() -> None:
         runs = [evaluate(arguments, split, folder) for (split, _), folder in zip(jobs, folders, strict=True)]
         runs = [of_all_splits(runs[start : start + len(splits)]) for start in range(0, len(runs), len(splits))]
         differences = np.mean([run.pop("differences") for run in runs], axis=0)
-        against = compare(differences, floor, dialogues)
         if columns is None:
-            columns = list(runs[0])
-            names = ["trained on", "loss", *columns, "mean score", "above the floor"]
+            columns, first = list(runs[0]), differences
+            names = ["trained on", "loss", *columns, "mean score", "above the floor", f"above {loss}"]
             print(f"| {' | '.join(names)} |\n|{'---|' * len(names)}")
         cells = [[run[column] for run in runs] for column in columns]
         shown = [f"{statistics.mean(cell):.3f} ({min(cell):.3f} to {max(cell):.3f})" for cell in cells]
         shown += [f"{accuracy(differences).value:.3f}"]
-        shown += [f"{show(against.accuracy_difference)}, {show_p(against.sign_flip_p)}"]
+        for others in (floor, first):
+            against = compare(differences, others, dialogues)
+            shown.append(f"{show(against.accuracy_difference)}, {show_p(against.sign_flip_p)}")
         print(f"| {arguments.preferences} | {loss} | {' | '.join(shown)} |", flush=True)
 
 

@@ -18,6 +18,7 @@ Message = Mapping[str, Any]
 Text = str | tuple[Any, Any] | Sequence[Message] | Mapping[str, Any]
 ROW_KEYS = ({"text"}, {"messages"}, {"prompt", "completion"})
 ROW_OPTIONS = {"tools", "chat_template_kwargs"}
+LOOKED_AT = 200  # characters, among which a text nearly always says something
 KINDS = (
     "A text is a string, a (prompt, completion) pair, a list of messages {'role': ..., 'content': ...}, "
     "or a row {'prompt': ..., 'completion': ...}, {'messages': ...} or {'text': ...}."
@@ -190,31 +191,36 @@ def _check_messages(messages: Sequence[Any], place: Place) -> None:
 
 
 def check_says_something(
-    example: Example, tokenizer: PreTrainedTokenizerBase, *, allow_empty_completion: bool = False
+    examples: Sequence[Example], tokenizer: PreTrainedTokenizerBase, *, allow_empty_completion: bool = False
 ) -> None:
     """Refuse a text, or a pair whose completion, is empty or nothing but padding and special tokens.
 
     Args:
-        example: The text.
-        tokenizer: It knows the special tokens.
+        examples: The texts.
+        tokenizer: It knows the special tokens, and may make no tokens of what only looks like a text.
         allow_empty_completion: Accept an empty completion after a prompt that says something, as a policy may produce.
 
     Raises:
-        InputError: It says nothing.
+        InputError: Naming the first text that says nothing.
     """
+    added = {token for token, content in tokenizer.added_tokens_decoder.items() if content.special}
     # The unknown token is special as well, but it stands for something.
-    special = [token for token in tokenizer.all_special_tokens if token != tokenizer.unk_token]
-    said = _content(example.completion)
-    if allow_empty_completion:
-        said += _content(example.prompt or "")
-    part = "the completion" if example.prompt and not allow_empty_completion else "it"
-    if not said.strip():
-        raise InputError(f"{part} is empty. Fill it, or leave the row out.", example.place)
-    for token in special:
-        said = said.replace(token, "")
-    if not said.strip():
-        fix = "Fill it, or leave the row out."
-        raise InputError(f"{part} holds only padding or special tokens. {fix}", example.place)
+    special = (added | {*tokenizer.all_special_ids}) - {tokenizer.unk_token_id}
+
+    def says_something(text: str) -> bool:
+        ids = tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
+        return any(token not in special and tokenizer.decode([token]).strip() for token in ids)
+
+    for example in examples:
+        said = _content(example.completion)
+        if allow_empty_completion:
+            said += _content(example.prompt or "")
+        part = "the completion" if example.prompt and not allow_empty_completion else "it"
+        if not said.strip():
+            raise InputError(f"{part} is empty. Fill it, or leave the row out.", example.place)
+        if not (says_something(said[:LOOKED_AT]) or says_something(said)):
+            problem = f"{part} holds only padding or special tokens, or what the tokenizer drops."
+            raise InputError(f"{problem} Fill it, or leave the row out.", example.place)
 
 
 def _content(part: str | list[Message]) -> str:

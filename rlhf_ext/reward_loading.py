@@ -1,11 +1,15 @@
 """Loading a reward model from a folder or the Hub so that its scores are those of training, or saying why not."""
 
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
 from peft import PeftConfig, PeftModel, get_peft_model_state_dict, load_peft_weights
-from peft.utils import ModulesToSaveWrapper
+from peft.utils import SAFETENSORS_WEIGHTS_NAME, WEIGHTS_NAME, ModulesToSaveWrapper
+from safetensors import SafetensorError
 from torch import nn
 from transformers import (
     AutoConfig,
@@ -25,7 +29,11 @@ from .pooling import HEAD_NAMES, head_name
 from .reward_layers import cast_inputs, layers_to_save, quiet, trained_copy, unquantized
 from .reward_settings import FILE_NAME, RewardModelSettings, dtype_name
 
+logger = logging.getLogger(__name__)
+
 LANGUAGE_MODELS = ("ForCausalLM", "LMHeadModel", "ForConditionalGeneration", "ForMaskedLM")
+ADAPTER_WEIGHTS = (SAFETENSORS_WEIGHTS_NAME, WEIGHTS_NAME)
+NAME_BASE = "Name the right one as `base_model=` in Python, or as base_model_name_or_path in adapter_config.json."
 HOW_TO_TRAIN = "Train a reward model from it with recipes/reward.py (RewardTrainer), and load that run's folder."
 
 
@@ -50,7 +58,21 @@ def load_settings(path: str, revision: str | None = None) -> RewardModelSettings
 
 
 def _no_such_model(path: str, error: Exception) -> str:
+    if Path(path).is_dir():
+        return f"{path}: there is no model in this folder ({first_line(error)}). Check the name, or the folder."
     return f"{path}: there is no such folder, nor such a model on the Hub ({first_line(error)}). Check the name."
+
+
+@contextmanager
+def _readable(path: str) -> Iterator[None]:
+    """Say of which model a file is missing or damaged."""
+    try:
+        yield
+    except RewardModelError:
+        raise
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+        problem = f"one of its files is missing or damaged ({first_line(error)})"
+        raise RewardModelError(f"{path}: {problem}. Copy it again, or load an earlier checkpoint.") from error
 
 
 def load_tokenizer(path: str, revision: str | None = None, *, trust_remote_code: bool) -> PreTrainedTokenizerBase:
@@ -62,8 +84,12 @@ def load_tokenizer(path: str, revision: str | None = None, *, trust_remote_code:
     try:
         return AutoTokenizer.from_pretrained(path, revision=revision, trust_remote_code=trust_remote_code)
     except (OSError, ValueError) as error:
+        names = ("config.json", "adapter_config.json")
+        if not any(Path(path, name).is_file() for name in names):
+            raise RewardModelError(_no_such_model(path, error)) from error
         raise RewardModelError(
-            f"{path}: its tokenizer cannot be loaded ({first_line(error)}). Pass `tokenizer=`, the one of training."
+            f"{path}: its tokenizer cannot be loaded ({first_line(error)}). Copy that of training into the folder, or "
+            "pass it as `tokenizer=` in Python."
         ) from error
 
 
@@ -111,7 +137,14 @@ def load_model(
             raise RewardModelError(f"{path}: weights are missing from the checkpoint ({_shorten(missing)}).")
         return model
     trained = settings.dtype, bool(settings.quantization)
-    fingerprint = settings.base if (dtype_name(options["dtype"]), bool(quantization_config)) == trained else None
+    fingerprint = settings.base
+    if fingerprint is not None and (dtype_name(options["dtype"]), bool(quantization_config)) != trained:
+        fingerprint = None
+        logger.warning(
+            "%s: its base is loaded in another dtype or quantization than in training, so that it cannot be told "
+            "whether it is the one of training.",
+            path,
+        )
     return _load_adapter(path, revision, base_model, options, fingerprint)
 
 
@@ -143,7 +176,7 @@ def _load_classifier(path: str, options: dict[str, Any], *, is_base: bool = Fals
                 path, num_labels=1, output_loading_info=True, **options
             )
         head_name(model)
-    except (OSError, ValueError, RuntimeError) as error:
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         raise RewardModelError(f"{path}: it cannot be loaded as a reward model ({first_line(error)}).") from error
     return model.eval(), sorted(report["missing_keys"])
 
@@ -152,6 +185,8 @@ def _check_config(path: str, config: PretrainedConfig) -> None:
     architecture = (config.architectures or [""])[0]
     if architecture.endswith(LANGUAGE_MODELS):
         raise RewardModelError(f"{path} is a language model ({architecture}), not a reward model. {HOW_TO_TRAIN}")
+    if not architecture.endswith("ForSequenceClassification"):
+        raise RewardModelError(f"{path} ({architecture or 'of no architecture'}) has no reward head. {HOW_TO_TRAIN}")
     if config.num_labels != 1:
         raise RewardModelError(
             f"{path} is a classifier with num_labels={config.num_labels}; a reward model has num_labels=1. "
@@ -162,20 +197,24 @@ def _check_config(path: str, config: PretrainedConfig) -> None:
 def _load_adapter(
     path: str, revision: str | None, base_model: str | None, options: dict[str, Any], fingerprint: str | None
 ) -> PeftModel:
-    config = PeftConfig.from_pretrained(path, revision=revision)
+    with _readable(path):
+        config = PeftConfig.from_pretrained(path, revision=revision)
     if config.task_type != "SEQ_CLS":
         raise RewardModelError(
             f"{path} is an adapter with task_type={config.task_type!r}; a reward model's has 'SEQ_CLS'. {HOW_TO_TRAIN}"
         )
     base_name = base_model or config.base_model_name_or_path
     if not base_name:
-        raise RewardModelError(f"{path}: the adapter does not say which base it belongs to. Pass `base_model=`.")
+        raise RewardModelError(f"{path}: the adapter does not say which base it belongs to. {NAME_BASE}")
     try:
         base, missing = _load_classifier(base_name, options | {"revision": config.revision}, is_base=True)
     except RewardModelError as error:
-        hint = "" if base_model else " This is the base that the adapter names; pass `base_model=` if it has moved."
+        hint = "" if base_model else f" This is the base that the adapter names. If it has moved: {NAME_BASE}"
         raise RewardModelError(f"{path}: {error}{hint}") from error
-    saved = load_peft_weights(path, device="cpu", **({"revision": revision} if revision else {}))
+    with _readable(path):
+        if Path(path).is_dir() and not any(Path(path, name).is_file() for name in ADAPTER_WEIGHTS):
+            raise FileNotFoundError(f"there is no {ADAPTER_WEIGHTS[0]}")
+        saved = load_peft_weights(path, device="cpu", **({"revision": revision} if revision else {}))
     own = {key.removeprefix("base_model.").removeprefix("model.") for key in saved}
     if not any(key.startswith(f"{head_name(base)}.") for key in own):
         raise RewardModelError(
@@ -206,10 +245,7 @@ def _load_adapter(
 
 
 def _another_base(path: str, base: str, reason: str) -> str:
-    return (
-        f"{path}: the adapter does not fit {base}; it was trained on another base ({reason}). Pass the right one as "
-        "`base_model=`."
-    )
+    return f"{path}: the adapter does not fit {base}; it was trained on another base ({reason}). {NAME_BASE}"
 
 
 def _take_exactly(model: PeftModel, saved: dict[str, torch.Tensor]) -> None:

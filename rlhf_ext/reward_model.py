@@ -207,16 +207,21 @@ class RewardModel(TextScorer):
             raise InputError(f"batch_size must be at least 1, got {batch_size}.")
         if batch_size is None and self._alone:
             batch_size = 1
-        for example in examples:
-            check_says_something(example, self.tokenizer, allow_empty_completion=allow_empty_completion)
+        check_says_something(examples, self.tokenizer, allow_empty_completion=allow_empty_completion)
         token_ids = self._truncate(examples, tokenize(examples, self.tokenizer))
         self._check_vocabulary(examples, token_ids)
-        keys = [example.prompt_key() for example in examples] if self.reuse_prompts else None
-        batches = plan_batches(token_ids, keys, token_budget=self.token_budget, batch_size=batch_size)
+        # Equal texts are run once: in two rows of a batch they would differ in their last bits.
+        first = {tuple(ids): row for row, ids in reversed([*enumerate(token_ids)])}
+        rows = sorted(first.values())
+        distinct = [token_ids[row] for row in rows]
+        keys = [examples[row].prompt_key() for row in rows] if self.reuse_prompts else None
+        batches = plan_batches(distinct, keys, token_budget=self.token_budget, batch_size=batch_size)
         with evaluation_mode(self.model):  # its layers may be a policy's, too
             raw = run_batches(
-                self.model, token_ids, batches, pad_token_id=self._pad_token_id, show_progress=self.show_progress
+                self.model, distinct, batches, pad_token_id=self._pad_token_id, show_progress=self.show_progress
             )
+        place = {row: number for number, row in enumerate(rows)}
+        raw = raw[[place[first[tuple(ids)]] for ids in token_ids]]
         for example, finite, score in zip(examples, raw.isfinite().tolist(), raw.tolist(), strict=True):
             if not finite:
                 fix = "In float16 activations overflow: load with dtype='bfloat16' or 'float32'."

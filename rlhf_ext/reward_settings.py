@@ -48,6 +48,8 @@ class RewardModelSettings:
         length = self.max_length
         if length is not None and (not isinstance(length, int) or isinstance(length, bool) or length < 1):
             raise ValueError(f"max_length must be null or a whole number of tokens above 0, got {length!r}.")
+        if self.dtype is not None and not isinstance(getattr(torch, str(self.dtype), None), torch.dtype):
+            raise ValueError(f"dtype must be null or one of PyTorch's, such as 'float32', got {self.dtype!r}.")
         if self.quantization is not None and not isinstance(self.quantization, dict):
             raise ValueError(f"quantization must be null or a bitsandbytes configuration, got {self.quantization!r}.")
 

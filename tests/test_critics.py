@@ -326,16 +326,6 @@ def test_model_critic_is_loaded_as_the_policy_was(make_trainer, model_name, monk
     assert loaded == [(model_name, {"revision": r, "trust_remote_code": trust}) for r, trust in expected]
 
 
-@pytest.mark.parametrize(
-    ("critic", "option"), [("model", "critic_path"), ("head", "critic_path"), ("head", "reward_adapter")]
-)
-def test_model_that_is_not_there_is_refused_before_the_policy_loads(critic, option, tmp_path):
-    args = PPOConfig(str(tmp_path), use_cpu=True, bf16=False, report_to="none", critic=critic, **{option: "/no/model"})
-    prompts = Dataset.from_dict({"prompt": ["a"] * 8})
-    with pytest.raises(ValueError, match=f"{option}='/no/model': there is no such model"):
-        PPOTrainer("/no/such/policy", count_e, args, prompts)
-
-
 def test_active_adapter_is_restored_whatever_happens(policy, accelerator, batch):
     critic = AdapterCritic(policy, accelerator)
     learn = {name: p.requires_grad for name, p in policy.named_parameters()}

@@ -8,7 +8,8 @@ import pytest
 import tiny_encoders
 import trl
 from datasets import Dataset
-from transformers import AutoTokenizer
+from tokenizers.normalizers import BertNormalizer
+from transformers import AddedToken, AutoTokenizer
 
 from rlhf_ext.data import check_preferences
 from rlhf_ext.data_files import read_rows
@@ -218,21 +219,39 @@ def test_error_is_a_type_error_and_a_value_error():
 )
 def test_text_that_says_nothing_is_refused(text, message, tokenizer):
     with pytest.raises(InputError, match=message):
-        check_says_something(parse(text)[0][0], tokenizer)
+        check_says_something(parse(text)[0], tokenizer)
 
 
 def test_empty_completion_is_accepted_where_a_policy_made_it(tokenizer):
-    check_says_something(parse(("a prompt", ""))[0][0], tokenizer, allow_empty_completion=True)
+    check_says_something(parse(("a prompt", ""))[0], tokenizer, allow_empty_completion=True)
     with pytest.raises(InputError, match=r"^it is empty"):
-        check_says_something(parse(("", ""))[0][0], tokenizer, allow_empty_completion=True)
+        check_says_something(parse(("", ""))[0], tokenizer, allow_empty_completion=True)
 
 
 def test_letters_unknown_to_the_tokenizer_are_a_text(encoder_tokenizer):
-    check_says_something(parse("[UNK]")[0][0], encoder_tokenizer)
+    check_says_something(parse("[UNK]")[0], encoder_tokenizer)
+
+
+@pytest.mark.parametrize("text", ["\u200b", "\ufeff \x00\x01", ("a prompt", "\u200b")])
+def test_text_of_which_the_tokenizer_makes_nothing_is_refused(text, encoder_tokenizer):
+    check_says_something(parse(text)[0], encoder_tokenizer)  # a word that it does not know
+    strict = tiny_encoders.tokenizer()
+    strict.backend_tokenizer.normalizer = BertNormalizer()
+    with pytest.raises(InputError, match="holds only padding or special tokens, or what the tokenizer drops"):
+        check_says_something(parse(text)[0], strict)
+
+
+def test_special_tokens_that_have_no_name_of_their_own_say_nothing(model_name):
+    tokenizer = AutoTokenizer.from_pretrained(model_name)
+    tokenizer.add_tokens([AddedToken("<turn>", special=True), AddedToken("<word>", special=False)])
+    assert "<turn>" not in tokenizer.all_special_tokens
+    with pytest.raises(InputError, match=r"row 2 .*holds only padding or special tokens"):
+        check_says_something(parse(["<turn> <word>", "<turn> <turn>"])[0], tokenizer)
+    check_says_something(parse(" " * 300 + "<turn> a")[0], tokenizer)
 
 
 def test_call_of_a_tool_is_a_text(tokenizer):
-    check_says_something(parse([*QUESTION, CALL[0]])[0][0], tokenizer)
+    check_says_something(parse([*QUESTION, CALL[0]])[0], tokenizer)
 
 
 def test_conversation_needs_a_template(encoder_tokenizer):

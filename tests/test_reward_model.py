@@ -13,6 +13,7 @@ from transformers import (
     AutoTokenizer,
     BertConfig,
     BertForSequenceClassification,
+    BertModel,
     BertTokenizerFast,
     BitsAndBytesConfig,
     LlamaConfig,
@@ -23,6 +24,7 @@ from rlhf_ext import RewardModel, RewardModelEnsemble
 from rlhf_ext.formatting import InputError
 from rlhf_ext.reward_loading import RewardModelError
 from rlhf_ext.reward_settings import RewardModelSettings
+from rlhf_ext.scoring import run_batches
 from rlhf_ext.text_scorer import TruncationWarning
 from rlhf_ext.trainers.reward_head import keep_in_float32
 
@@ -198,6 +200,22 @@ def test_compare_returns_what_the_design_says(reward_model):
 def test_equal_texts_compare_as_equal(reward_model):
     compared = reward_model.compare("The same.", "The same.")
     assert compared["preference"] == "a" and compared["confidence"] == 0 and compared["probability"] == 0.5
+
+
+def test_equal_texts_are_run_once(reward_model, monkeypatch):
+    """Two rows of a batch differ in their last bits, so that a text could lose against itself."""
+    ran = []
+
+    def with_noise(model, token_ids, *args, **options):
+        ran.append(len(token_ids))
+        return run_batches(model, token_ids, *args, **options) + torch.arange(len(token_ids)) * 1e-6
+
+    monkeypatch.setattr("rlhf_ext.reward_model.run_batches", with_noise)
+    scores = reward_model.score(["b", "a", "b", "c", "a", "b"])
+    assert ran == [3] and scores[0] == scores[2] == scores[5] and scores[1] == scores[4]
+    assert scores == pytest.approx([reward_model.score(text) for text in "babcab"], abs=1e-5)
+    assert {pair["confidence"] for pair in reward_model.compare(list("abc"), list("abc"))} == {0.0}
+    assert [row["index"] for row in reward_model.rank(["a", "a", "a"])] == [0, 1, 2]
 
 
 def test_lists_are_compared_pair_by_pair_and_answers_after_their_prompt(reward_model):
@@ -499,7 +517,7 @@ def test_adapter_of_another_base_is_refused(other, fresh, tokenizer, tmp_path):
 
 
 @pytest.mark.parametrize("bits", [None, 8])
-def test_adapter_of_a_twin_of_its_base_is_refused(bits, fresh, tokenizer, tmp_path, reward_folder):
+def test_adapter_of_a_twin_of_its_base_is_refused(bits, fresh, tokenizer, tmp_path, reward_folder, caplog):
     """Of the same shape, and not far away: a fine-tuned base, say."""
     options = {"quantization_config": BitsAndBytesConfig(**QUANTIZED[bits])} if bits else {}
     saved = RewardModel(with_lora(fresh(**options)), tokenizer)
@@ -510,11 +528,51 @@ def test_adapter_of_a_twin_of_its_base_is_refused(bits, fresh, tokenizer, tmp_pa
     with pytest.raises(RewardModelError, match=r"trained on another base .*its weights are others; delete 'base'"):
         RewardModel.from_pretrained(tmp_path / "adapter", base_model=tmp_path / "twin")
     # In another dtype there is nothing to compare, and the base may be the one.
+    caplog.clear()
     other = RewardModel.from_pretrained(tmp_path / "adapter", base_model=reward_folder, dtype="bfloat16")
+    assert "it cannot be told whether it is the one of training" in caplog.text
     assert other.score(TEXTS) == pytest.approx(saved.score(TEXTS), abs=0.2)
     settings = tmp_path / "adapter/reward_model.json"
     settings.write_text(json.dumps({"base": None}))
     RewardModel.from_pretrained(tmp_path / "adapter", base_model=tmp_path / "twin")
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("adapter_model.safetensors", b"no tensors", "one of its files is missing or damaged"),
+        ("adapter_model.safetensors", None, r"missing or damaged \(there is no adapter_model.safetensors\)"),
+        ("adapter_config.json", b"{", "one of its files is missing or damaged"),
+        ("reward_model.json", b'{"dtype": "float33"}', "dtype must be null or one of PyTorch's, .* got 'float33'"),
+        ("tokenizer_config.json", b"{", "its tokenizer cannot be loaded .* Copy that of training into the folder"),
+    ],
+)
+def test_damaged_adapter_is_refused(name, content, message, fresh, tokenizer, tmp_path, reward_folder):
+    folder = tmp_path / "adapter"
+    RewardModel(with_lora(fresh()), tokenizer).save_pretrained(folder)
+    (folder / name).unlink()
+    if content is not None:
+        (folder / name).write_bytes(content)
+    with pytest.raises(RewardModelError, match=message):
+        RewardModel.from_pretrained(folder, base_model=reward_folder)
+
+
+def test_damaged_model_is_refused(fresh, tokenizer, tmp_path):
+    RewardModel(fresh(), tokenizer).save_pretrained(tmp_path)
+    (tmp_path / "model.safetensors").write_bytes(b"no tensors")
+    with pytest.raises(RewardModelError, match="it cannot be loaded as a reward model"):
+        RewardModel.from_pretrained(tmp_path)
+    (tmp_path / "config.json").unlink()
+    with pytest.raises(RewardModelError, match="there is no model in this folder"):
+        RewardModel.from_pretrained(tmp_path)
+
+
+def test_encoder_without_a_head_is_no_classifier(tokenizer, tmp_path):
+    config = BertConfig(vocab_size=64, hidden_size=16, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2)
+    BertModel(config).save_pretrained(tmp_path)
+    tokenizer.save_pretrained(tmp_path)
+    with pytest.raises(RewardModelError, match=r"\(BertModel\) has no reward head"):
+        RewardModel.from_pretrained(tmp_path)
 
 
 def test_base_that_has_moved_can_be_named(fresh, tokenizer, tmp_path, reward_folder):
@@ -523,7 +581,7 @@ def test_base_that_has_moved_can_be_named(fresh, tokenizer, tmp_path, reward_fol
     config = json.loads((tmp_path / "adapter_config.json").read_text())
     (tmp_path / "adapter_config.json").write_text(json.dumps(config | {"base_model_name_or_path": "gone/base"}))
     with pytest.raises(
-        RewardModelError, match=r"gone/base: there is no such folder.* pass `base_model=` if it has moved"
+        RewardModelError, match=r"gone/base: there is no such folder.* If it has moved: Name the right one as"
     ):
         RewardModel.from_pretrained(tmp_path)
     assert RewardModel.from_pretrained(tmp_path, base_model=reward_folder).score(TEXTS) == saved.score(TEXTS)

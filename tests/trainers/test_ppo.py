@@ -293,6 +293,15 @@ def test_configuration_of_trl_is_refused(cpu_options, model_name, prompts):
         PPOTrainer(model_name, count_e, trl.GRPOConfig(**options), prompts)
 
 
+@pytest.mark.parametrize(
+    ("critic", "option"), [("model", "critic_path"), ("head", "critic_path"), ("head", "reward_adapter")]
+)
+def test_model_that_is_not_there_is_refused_before_the_policy_loads(critic, option, cpu_options, prompts):
+    args = PPOConfig(**cpu_options, critic=critic, **{option: "/no/model"})
+    with pytest.raises(ValueError, match=f"{option}='/no/model': there is no such model"):
+        PPOTrainer("/no/such/policy", count_e, args, prompts)
+
+
 def test_kl_coefficient_follows_the_kl(make_trainer):
     trainer = make_trainer(kl_target=0.01, kl_horizon=100, max_steps=9)
     trainer.train()

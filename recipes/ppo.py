@@ -51,7 +51,7 @@ from rlhf_ext.reward_loading import RewardModelError
 from rlhf_ext.run_folder import check_output_dir
 from rlhf_ext.run_report.samples import SampleCallback
 from rlhf_ext.threads import use_all_cores
-from rlhf_ext.trainers.ppo_checks import NotFiniteError
+from rlhf_ext.trainers.not_finite import NotFiniteError
 
 OUTPUT_DIR = "runs/ppo"
 # What fits the embedded model (1.7 million parameters, fully trained); other models get the trainer's defaults.

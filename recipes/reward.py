@@ -44,6 +44,7 @@ from rlhf_ext.progress import say_what_is_trained, show_short_progress
 from rlhf_ext.report import evaluate_before, save_run
 from rlhf_ext.run_folder import check_output_dir
 from rlhf_ext.threads import use_all_cores
+from rlhf_ext.trainers.not_finite import NotFiniteError
 
 OUTPUT_DIR = "runs/reward"
 DEMO_DEFAULTS = {**TRAINING, "max_train_samples": PAIRS["train"], "max_eval_samples": PAIRS["test"]}
@@ -113,5 +114,5 @@ def main(script_args: RecipeArguments, training_args: RewardConfig, model_args: 
 
 if __name__ == "__main__":
     use_all_cores()
-    with one_line_errors(ArgumentError, DataError, PluginError):
+    with one_line_errors(ArgumentError, DataError, PluginError, NotFiniteError):
         main(*parse_arguments((RecipeArguments, RewardConfig, RewardModelConfig), DEMO_DEFAULTS, OUTPUT_DIR))

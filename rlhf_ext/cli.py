@@ -129,7 +129,6 @@ def _score(args: argparse.Namespace) -> Iterator[Row]:
     rows, places = _rows(args, [{column: text} for text in args.texts])
     texts = [_text(row, place) for row, place in zip(rows, places, strict=True)]
     _check_free(rows, places, ["score"])
-    _check_parse(texts, places)
     scorer = _scorer(args)
     with _named(places):
         scores = scorer.score(texts, batch_size=args.batch_size)
@@ -144,8 +143,6 @@ def _compare(args: argparse.Namespace) -> Iterator[Row]:
     rows, places = _rows(args, [dict(zip("ab", args.texts, strict=True))] if args.texts else [])
     pairs = [_pair(row, place) for row, place in zip(rows, places, strict=True)]
     _check_free(rows, places, COMPARISON_COLUMNS)
-    for texts in zip(*pairs, strict=True):
-        _check_parse(texts, places)
     scorer = _scorer(args)
     with _named(places):
         compared = scorer.compare([a for a, _ in pairs], [b for _, b in pairs], batch_size=args.batch_size)
@@ -186,14 +183,6 @@ def _scorer(args: argparse.Namespace) -> "TextScorer":
     return models[0] if len(models) == 1 else RewardModelEnsemble(models, args.reduction or "mean")
 
 
-def _check_parse(texts: Sequence[Row], places: Sequence[str]) -> None:
-    """Refuse what is no text before a model loads."""
-    from .formatting import parse
-
-    with _named(places):
-        parse([*texts])
-
-
 @contextmanager
 def _named(places: Sequence[str]) -> Iterator[None]:
     """Name the place in the user's input where a text cannot be scored."""
@@ -229,17 +218,21 @@ def _rows(args: argparse.Namespace, given: list[Row]) -> tuple[list[Row], list[s
 
 def _read(name: str) -> Iterator[tuple[int, Row]]:
     """Return numbered rows; a line of standard input, or of a file that is no data file, is a text or a JSON object."""
-    from .data_files import READERS, read_rows
+    from .data_files import is_local, read_rows
 
-    if name != "-" and Path(name).suffix in READERS:
+    if name != "-" and is_local(name):
         yield from read_rows(name)
         return
     source = STANDARD_INPUT if name == "-" else name
     for number, line in enumerate(_content(name, source).split("\n"), start=1):
         line = line.removesuffix("\r")
-        if line.startswith("{"):
+        if line.lstrip().startswith(("{", "[{")):
             try:
-                yield number, json.loads(line)
+                row = json.loads(line)
+                if not isinstance(row, dict):
+                    fix = "Write one object a line, as in .jsonl files, or give the list a name that ends in .json."
+                    raise CommandError(f"{source}, row {number}: it is a list. {fix}")
+                yield number, row
             except json.JSONDecodeError as error:
                 fix = "A line that begins with '{' must be a JSON object."
                 raise CommandError(f"{source}, row {number}: it is not valid JSON ({error.msg}). {fix}") from error
@@ -267,24 +260,34 @@ def _text(row: Row, place: str) -> Row:
     if len(found) != 1:
         has = ", ".join(map(repr, found or row)) or "no columns"
         raise CommandError(f"{place}: it has {has}. It needs one of {', '.join(map(repr, ANSWER_COLUMNS))}.")
-    return _answer(row, row[found[0]])
+    return _answer(row, found[0], place)
 
 
 def _pair(row: Row, place: str) -> tuple[Row, Row]:
     """Return the two parts of a row that are compared, each in the form that `RewardModel.score` takes."""
     found = [columns for columns in PAIR_COLUMNS if set(columns) <= set(row)]
-    if len(found) != 1:
+    if len(found) != 1 or "messages" in row:  # which would have no effect
         has = ", ".join(map(repr, row)) or "no columns"
         raise CommandError(f"{place}: it has {has}. It needs 'a' and 'b', or 'chosen' and 'rejected'.")
-    first, second = found[0]
-    return _answer(row, row[first]), _answer(row, row[second])
+    return tuple(_answer(row, column, place) for column in found[0])
 
 
-def _answer(row: Row, answer: Any) -> Row:
-    options = {column: row[column] for column in OPTION_COLUMNS if row.get(column)}
+def _answer(row: Row, column: str, place: str) -> Row:
+    """Return the text in a column of a row, in the form that `RewardModel.score` takes; refuse what is none."""
+    from .formatting import InputError, parse
+
+    answer, options = row[column], {name: row[name] for name in OPTION_COLUMNS if row.get(name)}
+    if column == "messages" and not isinstance(answer, list):
+        problem = "it is no list of messages. A .csv file holds text alone: use .jsonl."
+        raise CommandError(f"{place}, column 'messages': {problem}")
+    text = {"messages" if isinstance(answer, list) else "text": answer, **options}
     if row.get("prompt") is not None:
-        return {"prompt": row["prompt"], "completion": answer, **options}
-    return {"messages" if isinstance(answer, list) else "text": answer, **options}
+        text = {"prompt": row["prompt"], "completion": answer, **options}
+    try:
+        parse([text])
+    except InputError as error:
+        raise CommandError(f"{place}, column {column!r}: {error.problem}") from error
+    return text
 
 
 def _check_free(rows: Sequence[Row], places: Sequence[str], columns: Sequence[str]) -> None:

@@ -2,14 +2,13 @@
 
 from collections.abc import Iterable, Sequence
 from functools import partial
-from pathlib import Path
 
 from accelerate import PartialState
 from datasets import Dataset
 
 from .arguments import DEMO, RecipeArguments
 from .data_checks import DataError, check_extra_columns, check_preference_rows
-from .data_files import AnyDataset, Rows, number_or_text, numbered, to_dataset
+from .data_files import AnyDataset, Rows, ending, number_or_text, numbered, to_dataset
 from .splits import load_splits
 
 PREFERENCE_COLUMNS = ("prompt", "chosen", "rejected", "tools", "chat_template_kwargs")
@@ -64,7 +63,7 @@ def check_preferences(
         fix = "Use DPOTrainer from Python with a processor."
         raise DataError("it holds images, and the recipes train on text.", fix, source=source)
     numeric = [*extra_columns, *(name for name in optional_columns if name in columns and name not in extra_columns)]
-    if is_file and Path(source).suffix == ".csv":  # where every cell is text
+    if is_file and ending(source) == ".csv":  # where every cell is text
         rows = [(n, row | {c: number_or_text(row[c]) for c in numeric if c in row}) for n, row in rows]
     check_preference_rows(numbered(rows), numeric, source=source)
     _say_what_is_not_read(columns, numeric, source=source)

@@ -125,7 +125,12 @@ def load_from_hub(
 
 def is_local(name: str) -> bool:
     """Whether `name` names a local file by its ending, rather than a dataset on the Hub."""
-    return Path(name).suffix in READERS
+    return ending(name) in READERS
+
+
+def ending(name: str | Path) -> str:
+    """Return what a file's name ends in, `.csv` for `ROWS.CSV`."""
+    return Path(name).suffix.lower()
 
 
 def read_rows(name: str) -> list[NumberedRow]:
@@ -140,7 +145,7 @@ def read_rows(name: str) -> list[NumberedRow]:
             near = difflib.get_close_matches(path.name, [p.name for p in path.parent.glob("*")], n=1)
             fix = f"Did you mean {path.parent / near[0]}?" if near else "Check the path, relative to where you are."
             raise DataError("there is no such file.", fix, source=name)
-        rows = list(READERS[path.suffix](path))
+        rows = list(READERS[ending(path)](path))
     except OSError as error:
         fix = "Check that you may read it."
         raise DataError(f"it cannot be read ({error.strerror or error}).", fix, source=name) from error
@@ -151,7 +156,7 @@ def read_rows(name: str) -> list[NumberedRow]:
     except DataError:
         raise
     except Exception as error:  # every reader has its own exceptions; the user needs the file's name with each
-        raise DataError(f"it cannot be read: {error}.", f"It must be a {path.suffix} file.", source=name) from error
+        raise DataError(f"it cannot be read: {error}.", f"It must be a {ending(path)} file.", source=name) from error
     if not rows:
         raise DataError("it holds no rows.", "Give it at least one.", source=name)
     return rows
@@ -160,10 +165,10 @@ def read_rows(name: str) -> list[NumberedRow]:
 def _place(path: Path, before: str) -> str:
     """Say where in a file the text `before` ends, as its row if rows can be counted without reading on."""
     lines = before.count("\n") + 1
-    if path.suffix == ".csv":
+    if ending(path) == ".csv":
         lines = len(list(csv.reader(io.StringIO(before + "?", newline=""))))
         return "the header" if lines == 1 else f"row {lines - 1}"
-    return f"{'row' if path.suffix == '.jsonl' else 'line'} {lines}"
+    return f"{'row' if ending(path) == '.jsonl' else 'line'} {lines}"
 
 
 def _read_text(path: Path) -> str:

@@ -1,6 +1,7 @@
 """`RewardModelEnsemble`: several reward models that score as one, so that what fools one of them earns less."""
 
-from collections.abc import Sequence
+import math
+from collections.abc import Iterable, Sequence
 from typing import Literal, get_args
 
 import torch
@@ -39,12 +40,13 @@ class RewardModelEnsemble(TextScorer):
 
     def __init__(
         self,
-        models: Sequence[TextScorer],
+        models: Iterable[TextScorer],
         reduction: Reduction = "mean",
         k: float = 1.0,
         *,
         name: str = "reward_model_ensemble",
     ) -> None:
+        models = list(models)
         if not models:
             raise ValueError("an ensemble needs at least one reward model.")
         for model in models:
@@ -54,9 +56,9 @@ class RewardModelEnsemble(TextScorer):
             raise ValueError(f"reduction must be one of {', '.join(get_args(Reduction))}, got {reduction!r}.")
         if k != 1.0 and reduction != "mean_minus_std":
             raise ValueError(f"k={k} has no effect with reduction={reduction!r}. Use 'mean_minus_std' or drop it.")
-        if k < 0:
-            raise ValueError(f"k={k} would reward disagreement; it must not be negative.")
-        self.models, self.reduction, self.k, self.__name__ = list(models), reduction, k, name
+        if not 0 <= k < math.inf:
+            raise ValueError(f"k={k} must be 0 or above and finite; below 0 it would reward disagreement.")
+        self.models, self.reduction, self.k, self.__name__ = models, reduction, k, name
         self.temperature = sum(model.temperature for model in models) / len(models)
 
     def _scores(self, examples: Sequence[Example], batch_size: int | None, allow_empty_completion: bool) -> Tensor:

@@ -203,8 +203,8 @@ class RewardModel(TextScorer):
         return self
 
     def _scores(self, examples: Sequence[Example], batch_size: int | None, allow_empty_completion: bool) -> Tensor:
-        if batch_size is not None and batch_size < 1:
-            raise InputError(f"batch_size must be at least 1, got {batch_size}.")
+        if batch_size is not None and not (isinstance(batch_size, int) and batch_size >= 1):
+            raise InputError(f"batch_size must be a whole number of at least 1, got {batch_size!r}.")
         if batch_size is None and self._alone:
             batch_size = 1
         check_says_something(examples, self.tokenizer, allow_empty_completion=allow_empty_completion)

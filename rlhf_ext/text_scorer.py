@@ -98,7 +98,9 @@ class TextScorer(ABC):
             InputError: As in `score`; or the two lists differ in length.
         """
         (first, single), (second, other_single) = (parse_answers(x, prompt, name) for x, name in ((a, "a"), (b, "b")))
-        if single != other_single or len(first) != len(second):
+        if single != other_single:
+            raise InputError("one of a and b is a single text and the other a list. Pass two texts, or two lists.")
+        if len(first) != len(second):
             raise InputError(f"a has {len(first)} and b has {len(second)} texts. Each needs one to compare it with.")
         scores = self._scores([*first, *second], batch_size, False).tolist()
         pairs = zip(scores[: len(first)], scores[len(first) :], strict=True)
@@ -127,12 +129,12 @@ class TextScorer(ABC):
         Raises:
             InputError: As in `score`.
         """
+        texts = [*texts] if isinstance(texts, Iterator) else texts
         examples, single = parse_answers(texts, prompt, "texts")
         if single:
             raise InputError("a single text. Pass a list of texts to rank.")
         scores = self._scores(examples, batch_size, False).tolist()
         order = sorted(range(len(scores)), key=lambda index: -scores[index])
-        texts = list(texts)
         return [{"index": index, "score": scores[index], "text": texts[index]} for index in order]
 
     def best_of_n(self, prompt: Any, completions: Sequence[Completion], batch_size: int | None = None) -> Completion:

@@ -57,7 +57,7 @@ def test_completions_of_a_prompt_as_arguments(run, reward_model):
 
 def test_standard_input_holds_texts_and_objects(run, reward_model):
     row = {"prompt": QUESTION, "completion": ANSWER, "id": 7}
-    lines = run("score", stdin=f"Hello.\r\n\n{json.dumps(row)}\nÄ word.\n")
+    lines = run("score", stdin=f"Hello.\r\n\n  {json.dumps(row)}\nÄ word.\n")
     assert [line.get("text") for line in lines] == ["Hello.", None, "Ä word."]
     assert lines[1]["id"] == 7 and lines[1]["prompt"] == QUESTION  # a row comes out as it was
     expected = reward_model.score(["Hello.", (QUESTION, ANSWER), "Ä word."])
@@ -73,6 +73,7 @@ def test_standard_input_holds_texts_and_objects(run, reward_model):
         ),
         ("rows.json", '[{"prompt": "Hi ", "completion": "there."}, {"prompt": "Hi ", "completion": "you."}]'),
         ("rows.csv", "prompt,response\nHi ,there.\nHi ,you.\n"),
+        ("ROWS.CSV", "prompt,response\nHi ,there.\nHi ,you.\n"),
         ("texts.txt", "Hi there.\nHi you.\n"),
     ],
 )
@@ -82,6 +83,14 @@ def test_files(name, content, run, reward_model, tmp_path):
     lines = run("score", "--file", str(path))
     assert [line["score"] for line in lines] == pytest.approx(reward_model.score(["Hi there.", "Hi you."]), abs=1e-5)
     assert lines[0].get("rating") == (3 if name == "rows.jsonl" else None)
+
+
+def test_conversations_in_a_csv_file_are_refused(run, tmp_path):
+    """There every cell is text, and would be scored as such."""
+    path = tmp_path / "rows.csv"
+    path.write_text('messages\n"[{""role"": ""user"", ""content"": ""Hi""}]"\n')
+    message = run("score", "--file", str(path), status=1)
+    assert "row 1, column 'messages': it is no list of messages. A .csv file holds text alone: use .jsonl." in message
 
 
 def test_conversations_in_a_file(run, reward_model, tmp_path):
@@ -151,7 +160,14 @@ def test_truncation_is_one_line_on_standard_error(reward_folder, capsys):
     [
         ("score", ["fine", ""], None, "arguments, row 2: it is empty"),
         ("score", [], "", "standard input: it holds no rows"),
-        ("score", [], 'fine\n{"text": 3}\n', "standard input, row 2: 'text' is a int"),
+        ("score", [], 'fine\n{"text": 3}\n', "standard input, row 2, column 'text': 'text' is a int"),
+        (
+            "score",
+            [],
+            '{"messages": "x"}',
+            "row 1, column 'messages': it is no list of messages. A .csv file holds text",
+        ),
+        ("score", [], '[{"text": "a"}]', "row 1: it is a list. Write one object a line"),
         ("score", [], "\n{oops\n", "standard input, row 2: it is not valid JSON"),
         ("score", [], '{"chosen": "a", "rejected": "b"}', "Use `rlhf-ext compare`"),
         ("score", [], '{"txt": "a"}', "row 1: it has 'txt'. It needs one of"),
@@ -166,6 +182,8 @@ def test_truncation_is_one_line_on_standard_error(reward_folder, capsys):
         ("score", ["--max_length", "1", "a"], None, "max_length=1: it must be at least 2"),
         ("compare", ["a"], None, "compare takes two texts, got 1"),
         ("compare", [], '{"a": "x", "c": "y"}', "row 1: it has 'a', 'c'. It needs 'a' and 'b'"),
+        ("compare", [], '{"a": "x", "b": null}', "standard input, row 1, column 'b': "),
+        ("compare", [], '{"a": "x", "b": "y", "messages": []}', "it has 'a', 'b', 'messages'. It needs 'a' and 'b'"),
         ("compare", [], '{"a": "x", "b": ""}', "standard input, row 1: it is empty"),
     ],
 )
@@ -194,7 +212,8 @@ def test_half_a_character_is_refused_before_a_model_loads(command, row, tmp_path
     whole = {key: "a" if isinstance(value, str) else OTHER for key, value in row.items()}
     path.write_text(json.dumps(whole) + "\n\n" + json.dumps(row))
     assert main([command, "--model", "no/such/model", "--file", str(path)]) == 1
-    expected = f"error: {path}, row 3: it holds '\\ud83d', half of a character that was cut in two. Write the whole"
+    column = [*row][-1 if "b" in row else 0]
+    expected = f"error: {path}, row 3, column '{column}': it holds '\\ud83d', half of a character that was cut in two."
     assert capsys.readouterr().err.startswith(expected)
 
 

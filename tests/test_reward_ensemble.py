@@ -63,12 +63,13 @@ def test_ensembles_nest(members):
         (0, {}, "at least one reward model"),
         (2, {"reduction": "max"}, "reduction must be one of mean, min, mean_minus_std"),
         (2, {"k": 2.0}, "k=2.0 has no effect with reduction='mean'"),
-        (2, {"reduction": "mean_minus_std", "k": -1.0}, "would reward disagreement"),
+        (2, {"reduction": "mean_minus_std", "k": float("nan")}, "k=nan must be 0 or above and finite"),
+        (2, {"reduction": "mean_minus_std", "k": -1.0}, "below 0 it would reward disagreement"),
     ],
 )
 def test_bad_option_is_refused(count, options, message, members):
     with pytest.raises(ValueError, match=message):
-        RewardModelEnsemble(members[:count], **options)
+        RewardModelEnsemble(iter(members[:count]), **options)
 
 
 def test_folder_name_instead_of_a_model_is_refused():

@@ -224,6 +224,8 @@ def test_lists_are_compared_pair_by_pair_and_answers_after_their_prompt(reward_m
         assert pair["score_diff"] == pytest.approx(reward_model.compare(a, b)["score_diff"], abs=1e-5)
     with pytest.raises(InputError, match="a has 1 and b has 2 texts"):
         reward_model.compare(["a"], ["a", "b"])
+    with pytest.raises(InputError, match="one of a and b is a single text and the other a list"):
+        reward_model.compare(["a"], "b")
     with pytest.raises(InputError, match=r"row 2 \(b\[1\]\): it is empty"):
         reward_model.compare(["a", "b"], ["c", ""])
     after = reward_model.compare(" Ask somebody else.", " Use a pot.", prompt="How do I boil an egg?")
@@ -231,7 +233,7 @@ def test_lists_are_compared_pair_by_pair_and_answers_after_their_prompt(reward_m
 
 
 def test_rank_and_best_of_n_agree_with_the_scores(reward_model):
-    ranked = reward_model.rank(TEXTS)
+    ranked = reward_model.rank(text for text in TEXTS)
     scores = reward_model.score(TEXTS)
     assert [entry["index"] for entry in ranked] == sorted(range(6), key=lambda i: -scores[i])
     assert [entry["text"] for entry in ranked] == [TEXTS[entry["index"]] for entry in ranked]
@@ -441,8 +443,9 @@ def test_bad_text_is_refused_with_its_row(texts, message, reward_model):
 
 
 def test_bad_batch_size_is_refused(reward_model):
-    with pytest.raises(InputError, match="batch_size must be at least 1"):
-        reward_model.score("a", batch_size=0)
+    for size in (0, 2.5, "3"):
+        with pytest.raises(InputError, match="batch_size must be a whole number of at least 1"):
+            reward_model.score("a", batch_size=size)
 
 
 def test_language_model_is_no_reward_model(model_name):

@@ -4,7 +4,6 @@ import difflib
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
-from pathlib import Path
 from typing import Any, TypeVar
 
 from trl import extract_prompt
@@ -18,7 +17,7 @@ from rlhf_ext.data_checks import (
     check_preference_rows,
     check_text,
 )
-from rlhf_ext.data_files import is_local, load_from_hub, number_or_text, read_rows
+from rlhf_ext.data_files import ending, is_local, load_from_hub, number_or_text, read_rows
 
 Text = str | list[dict[str, Any]]  # plain, or messages
 NumberedRow = tuple[int, dict[str, Any]]
@@ -200,7 +199,7 @@ def read_numbered(
             if value is not None:
                 raise DataError(f"--{option} has no effect on a local file.", "Drop it.", source=name)
         rows = read_rows(name)
-        if Path(name).suffix == ".csv":  # where every cell is text
+        if ending(name) == ".csv":  # where every cell is text
             rows = [(n, row | {c: number_or_text(row[c]) for c in number_columns if c in row}) for n, row in rows]
         return rows, name
     splits = load_from_hub(name, config)

@@ -1,6 +1,7 @@
 """What the trainers with plugin losses share: reading keywords, calling a loss and checking it, extra columns."""
 
 import json
+import math
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
@@ -34,6 +35,20 @@ def parse_keywords(name: str, value: dict[str, Any] | str | None) -> dict[str, A
     if not isinstance(value, dict | None):
         raise ValueError(f"{name} must be a dict, got {value!r}.")
     return dict(value or {})
+
+
+def check_weights(names: Sequence[str], weights: Sequence[float]) -> None:
+    """Check that there are losses, and what each of them weighs.
+
+    Raises:
+        ValueError: No loss; not one weight for each, or one that is negative or not finite; or all are 0.
+    """
+    if not names:
+        raise ValueError("loss_type names no loss: name at least one, or drop it.")
+    if len(weights) != len(names):
+        raise ValueError(f"loss_weights={weights} must have one weight per loss in {names}.")
+    if not all(0 <= weight < math.inf for weight in weights) or not any(weights):
+        raise ValueError(f"loss_weights={weights}: they must be 0 or above, finite, and not all 0.")
 
 
 def parse_columns(value: Sequence[str] | str | None) -> list[str]:

@@ -33,6 +33,7 @@ from ..replaced import replaced
 from ..reward_adapter import RewardAdapter
 from ..running_stats import RunningMeanStd
 from .epoch_order import EpochSeededSampler
+from .not_finite import check_scores, not_finite_loss
 from .ppo_callback import PPOCallback
 from .ppo_checks import (
     check_continuous_batching,
@@ -43,10 +44,8 @@ from .ppo_checks import (
     check_names,
     check_policy,
     check_scheduler,
-    check_scores,
     check_start,
     check_vllm,
-    not_finite_loss,
 )
 from .ppo_config import PPOConfig
 from .ppo_metrics import completion_metrics, loss_metrics, value_metrics

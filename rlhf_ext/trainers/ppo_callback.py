@@ -9,7 +9,7 @@ from torch.nn.utils import get_total_norm
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from ..run_report.bands import KL_TOLERANCE
-from .ppo_checks import not_finite_gradient
+from .not_finite import not_finite_gradient
 
 if TYPE_CHECKING:
     from .ppo import PPOTrainer

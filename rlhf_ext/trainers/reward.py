@@ -33,6 +33,7 @@ from ..quantization import keep_gradients_on_cpu
 from ..reward_layers import score_layer, unquantized
 from ..reward_settings import RewardModelSettings, dtype_name
 from .length_groups import GroupsByLength, check_not_streamed
+from .not_finite import NotFiniteError, last_checkpoint
 from .plugin_losses import check_extras_of, check_losses, collate_with_extras
 from .resume import ResumesExactly
 from .reward_config import RewardConfig
@@ -78,7 +79,8 @@ class RewardTrainer(ResumesExactly, GroupsByLength, trl.RewardTrainer):
 
         Raises:
             TypeError: `args` is not an `rlhf_ext.RewardConfig`.
-            DataError: An extra column is missing, not numeric or not finite; or a row is longer than the model takes.
+            DataError: There are no rows, or none within `max_length`; an extra column is missing, not numeric or not
+                finite; or a row is longer than the model takes.
             ValueError: `model` names an adapter, or all its weights are frozen; the head, or another layer that the
                 model's checkpoint lacks, would not be trained or saved; a dropout would not be applied; streamed rows
                 are to be grouped by length; or there is no tokenizer, or none with an end token.
@@ -91,6 +93,8 @@ class RewardTrainer(ResumesExactly, GroupsByLength, trl.RewardTrainer):
             name = model if isinstance(model, str) else model.config._name_or_path
             args = RewardConfig(f"{name}-Reward".split("/")[-1])
         check_not_streamed(args, train_dataset)
+        if isinstance(train_dataset, Dataset) and not len(train_dataset):
+            raise DataError("it holds no rows.", "Give it at least one.", source="the train dataset")
         self._extra_columns = _columns_for_losses(args, train_dataset, eval_dataset)
         self._losses = args.plugin_losses(self._extra_columns)
         check_extras_of(train_dataset, eval_dataset, self._extra_columns)
@@ -116,6 +120,9 @@ class RewardTrainer(ResumesExactly, GroupsByLength, trl.RewardTrainer):
             **trl_kwargs,
         )
         check_trainable(self.model)
+        if isinstance(self.train_dataset, Dataset) and not len(self.train_dataset):
+            fix = "Raise max_length, or shorten the texts."
+            raise DataError(f"every pair is longer than max_length={args.max_length}.", fix, source="the train dataset")
         if is_peft_model(self.model):
             for layer in whole_layers(self.model, layers):
                 keep_in_float32(layer)
@@ -172,6 +179,7 @@ class RewardTrainer(ResumesExactly, GroupsByLength, trl.RewardTrainer):
         """Returns the weighted losses of `loss_type` on the scores of TRL's pass, in place of TRL's loss.
 
         Raises:
+            NotFiniteError: The loss is NaN or infinite (with fp16 such steps are skipped).
             ValueError: A loss returns anything but a differentiable tensor of shape (B,).
         """
         extras = inputs.get("extras", {})
@@ -185,7 +193,20 @@ class RewardTrainer(ResumesExactly, GroupsByLength, trl.RewardTrainer):
         )
         if self.args.center_rewards_coefficient is not None:
             loss = loss + self.args.center_rewards_coefficient * centering(chosen_rewards, rejected_rewards).mean()
+        if not self.args.fp16:
+            self._check_finite(loss)
         return (loss, outputs) if return_outputs else loss
+
+    def _check_finite(self, values: Tensor) -> None:
+        if values.isfinite().all():
+            return
+        if self.state.global_step == 0 and not self.model.training:
+            raise NotFiniteError(
+                "The model's scores are not finite: its weights are damaged, or overflow in its dtype."
+            )
+        raise NotFiniteError(
+            f"After step {self.state.global_step} the scores are not finite. {last_checkpoint(self.args.output_dir)}"
+        )
 
     def train(self, *args: Any, **kwargs: Any) -> TrainOutput:
         """Calibrates the scores on the evaluation set once training has ended."""
@@ -203,11 +224,13 @@ class RewardTrainer(ResumesExactly, GroupsByLength, trl.RewardTrainer):
         sense of the lowest negative log-likelihood, that the first of two texts is the preferred one.
 
         Raises:
+            NotFiniteError: A score is NaN or infinite.
             ValueError: There is no evaluation set.
         """
         from ..evaluation.calibration import fit_temperature
 
         chosen_rewards, rejected_rewards = self.eval_scores = self._score_evaluation_set()
+        self._check_finite(chosen_rewards + rejected_rewards)
         self.settings = replace(
             self.settings,
             score_offset=torch.cat([chosen_rewards, rejected_rewards]).mean().item(),

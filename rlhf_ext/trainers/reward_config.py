@@ -10,7 +10,7 @@ import trl
 from torch import Tensor
 
 from ..plugins import PluginError
-from .plugin_losses import bind_losses, parse_columns, parse_keywords, try_losses
+from .plugin_losses import bind_losses, check_weights, parse_columns, parse_keywords, try_losses
 
 
 @dataclass
@@ -73,8 +73,10 @@ class RewardConfig(trl.RewardConfig):
         self.loss_kwargs = parse_keywords("loss_kwargs", self.loss_kwargs)
         if self.loss_weights is None:
             self.loss_weights = [1.0] * len(self.loss_type)
-        if len(self.loss_weights) != len(self.loss_type):
-            raise ValueError(f"loss_weights={self.loss_weights} must have one weight per loss in {self.loss_type}.")
+        check_weights(self.loss_type, self.loss_weights)
+        centering = self.center_rewards_coefficient
+        if centering is not None and not 0 <= centering < math.inf:
+            raise ValueError(f"center_rewards_coefficient must be 0 or above and finite, got {centering}.")
         if self.label_smoothing_factor:
             factor = self.label_smoothing_factor
             raise ValueError(

@@ -23,6 +23,7 @@ from rlhf_ext.data_checks import DataError
 from rlhf_ext.plugins import PluginError
 from rlhf_ext.reward_layers import score_layer
 from rlhf_ext.reward_settings import RewardModelSettings
+from rlhf_ext.trainers.not_finite import NotFiniteError
 from rlhf_ext.trainers.reward_head import add_head_dropout, initialize_head
 
 SEEN = []
@@ -170,6 +171,11 @@ def test_mix_of_losses_is_the_weighted_sum(config, model_name, plain):
         ({"loss_kwargs": "0.1"}, "not a JSON object"),
         ({"loss_kwargs": {"temperature": 0.0}}, "fails on a trial batch: temperature must be above 0"),
         ({"loss_weights": [1.0, 2.0]}, "one weight per loss"),
+        ({"loss_type": []}, "loss_type names no loss"),
+        ({"loss_weights": [float("nan")]}, "they must be 0 or above, finite, and not all 0"),
+        ({"loss_weights": [-1.0]}, "they must be 0 or above, finite, and not all 0"),
+        ({"loss_weights": [0.0]}, "they must be 0 or above, finite, and not all 0"),
+        ({"center_rewards_coefficient": -0.1}, "center_rewards_coefficient must be 0 or above and finite, got -0.1"),
         ({"label_smoothing_factor": 0.1}, r"no effect, .* use loss_kwargs=\{'label_smoothing': 0.1\}"),
         ({"head_dropout": 1.0}, r"head_dropout must lie in \[0, 1\)"),
         ({"head_init": "zeros"}, "head_init must be 'normal' or 'inverse_sqrt'"),
@@ -188,6 +194,33 @@ def test_bad_option_is_refused(options, message, config):
 def test_bad_extra_column_is_refused_before_the_model_loads(values, config, plain):
     with pytest.raises(DataError, match="the train dataset, row 8, column 'margin'"):
         RewardTrainer("/no/such/model", args=config(), train_dataset=plain.add_column("margin", values))
+
+
+def test_data_of_which_nothing_is_left_are_refused(config, model_name, plain):
+    with pytest.raises(DataError, match="the train dataset: it holds no rows"):
+        RewardTrainer("/no/such/model", args=config(), train_dataset=plain.select([]))
+    with pytest.raises(DataError, match="the train dataset: every pair is longer than max_length=2"):
+        RewardTrainer(model_name, args=config(max_length=2), train_dataset=plain)
+
+
+def test_run_that_diverges_stops_and_says_from_where_to_go_on(config, model_name, plain):
+    saving = {"save_strategy": "steps", "save_steps": 1, "max_steps": 5}
+    args = config(learning_rate=1e20, lr_scheduler_type="constant", **saving)
+    trainer = RewardTrainer(model_name, args=args, train_dataset=plain, eval_dataset=plain)
+    with pytest.raises(
+        NotFiniteError, match=r"After step \d the scores are not finite. The last checkpoint, checkpoint-"
+    ):
+        trainer.train()
+    trainer.model.score.weight.data.fill_(float("nan"))
+    with pytest.raises(NotFiniteError, match="not finite"):
+        trainer.calibrate()
+
+
+def test_model_whose_scores_are_no_numbers_is_refused_when_it_is_evaluated(config, model_name, plain):
+    trainer = RewardTrainer(model_name, args=config(), train_dataset=plain, eval_dataset=plain)
+    trainer.model.score.weight.data.fill_(float("nan"))
+    with pytest.raises(NotFiniteError, match="The model's scores are not finite: its weights are damaged"):
+        trainer.evaluate()
 
 
 def test_configuration_of_trl_is_refused(config, model_name, plain):

@@ -49,7 +49,7 @@ def evaluate_policies(data: EvaluationOptions, options: PolicyOptions, output_di
     """
     decoding = options.decoding(data.seed)
     names = [options.policy, *([options.other_policy] if options.other_policy else [])]
-    if len({Path(name) for name in names}) < len(names):
+    if len({Path(name).absolute() for name in names}) < len(names):
         raise ArgumentError(f"--other_policy {options.other_policy} is the policy itself: name another one.")
     if options.reference and options.best_of:
         raise ArgumentError("--reference has no effect with --best_of: the KL of a best answer cannot be measured.")

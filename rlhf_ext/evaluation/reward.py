@@ -275,7 +275,7 @@ def compare(
     agreement = float((difference == 0).mean())
     expected = sum(float((right_a == side).mean() * (right_b == side).mean()) for side in (0, 0.5, 1))
     return Comparison(
-        accuracy_difference=bootstrap.mean(difference, prompts),
+        accuracy_difference=proportion(difference, prompts, least=-1.0, bootstrap=bootstrap),
         only_a=int((difference > 0).sum()),
         only_b=int((difference < 0).sum()),
         mcnemar_p=sign_test(difference),

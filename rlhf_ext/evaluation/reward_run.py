@@ -37,7 +37,7 @@ def evaluate_reward_models(data: EvaluationOptions, options: RewardOptions) -> E
     """
     rows = _load(data, options)
     names = [options.model or _newest_model(data), *([options.other_model] if options.other_model else [])]
-    if len({Path(name) for name in names}) < len(names):
+    if len({Path(name).absolute() for name in names}) < len(names):
         raise ArgumentError(f"--other_model {options.other_model} is the model itself: name another one.")
     loaded = [RewardModel.from_pretrained(name, max_length=options.max_length) for name in names]
     models = dict(zip(short_names(names), loaded, strict=True))

@@ -24,7 +24,7 @@ class MetricError(ValueError):
 
 @dataclass(frozen=True)
 class Estimate:
-    """A value with its confidence interval; `low` and `high` are NaN where there are too few rows for one."""
+    """A value with its confidence interval; `low` and `high` are NaN where rows are too few or too alike."""
 
     value: float
     low: float
@@ -148,7 +148,7 @@ class Bootstrap:
                 rng=np.random.default_rng(self.seed),
             ).bootstrap_distribution
         finite = drawn[np.isfinite(drawn)]
-        if not finite.size:
+        if not finite.size or np.ptp(finite) < 1e-12:  # equal resamples say nothing of what was not seen
             return math.nan, math.nan
         tail = (1 - self.confidence) / 2
         low, high = np.quantile(finite, [tail, 1 - tail])
@@ -208,17 +208,23 @@ def exact_proportion(successes: int, trials: int, confidence: float) -> Estimate
 
 
 def proportion(
-    values: ArrayLike, clusters: Sequence[Hashable] | None = None, *, bootstrap: Bootstrap = BOOTSTRAP
+    values: ArrayLike,
+    clusters: Sequence[Hashable] | None = None,
+    *,
+    least: float = 0.0,
+    bootstrap: Bootstrap = BOOTSTRAP,
 ) -> Estimate:
-    """Return the mean of values from 0 to 1 with its interval.
+    """Return the mean of values from `least` to 1 with its interval.
 
-    Where all are equal, every resample is too and the bootstrap's interval would be a point. In its place
-    stands the interval from (1 - u) value to (1 - u) value + u, where u is the upper end of the exact binomial interval
-    of what was never seen: a part u of all clusters may be different, and at worst all of those are 0, or 1.
+    Where all are equal, every resample is too and the bootstrap's interval would be a point. In its place stands the
+    interval from (1 - u) value + u least to (1 - u) value + u, where u is the upper end of the exact binomial interval
+    of what was never seen: a part u of all clusters may be different, and at worst all of those have the least value,
+    or the greatest.
 
     Args:
         values: (N,).
         clusters: The cluster of each, such as its prompt.
+        least: The least that a value can be: 0 for a proportion, -1 for the difference of two.
         bootstrap: For the interval.
 
     Raises:
@@ -230,7 +236,8 @@ def proportion(
     independent = int(independent_units(clusters, values.size).max()) + 1
     different = exact_proportion(0, independent, bootstrap.confidence).high
     value = float(values[0])
-    return Estimate(value, (1 - different) * value, (1 - different) * value + different)
+    rest = (1 - different) * value
+    return Estimate(value, rest + different * least, rest + different)
 
 
 def quantile_bins(values: ArrayLike, bins: int) -> Array:

@@ -70,6 +70,21 @@ def test_a_model_of_nothing_but_ties_is_not_certain_either():
     assert (ties.low, ties.high) == (pytest.approx(0.5 * 0.025 ** (1 / 3)), pytest.approx(1 - 0.5 * 0.025 ** (1 / 3)))
 
 
+def test_a_difference_that_is_always_the_same_is_not_certain():
+    """Of five pairs that A gets right and B wrong, a part u = 1 - 0.025 ** (1 / 5) may be the other way round."""
+    unseen = 1 - 0.025 ** (1 / 5)
+    difference = compare(np.ones(5), -np.ones(5)).accuracy_difference
+    assert (difference.value, difference.high) == (1, 1)
+    assert difference.low == pytest.approx((1 - unseen) - unseen)
+    same = compare(np.ones(5), np.ones(5)).accuracy_difference
+    assert (same.low, same.high) == (pytest.approx(-unseen), pytest.approx(unseen))
+
+
+def test_two_rows_have_a_correlation_without_an_interval():
+    result = correlation_with_ratings([1.0, 2.0], [1.0, 3.0]).spearman
+    assert result.value == pytest.approx(1) and math.isnan(result.low) and math.isnan(result.high)
+
+
 def test_calibration_error_by_hand():
     """Three pairs at confidence 0.6, one wrong; three at 0.9, all right; two bins."""
     at = {p: math.log(p / (1 - p)) for p in (0.6, 0.9)}

@@ -69,8 +69,15 @@ def test_mean_equals_the_general_bootstrap_and_a_plain_loop():
 
 def test_columns_are_drawn_together():
     x = np.random.default_rng(4).normal(size=30)
+    interval = QUICK.statistic(lambda a, b: a.mean() * np.corrcoef(a, b)[0, 1], x, 2 * x)
+    mean = QUICK.mean(x)  # as the correlation is 1 in each resample
+    assert (interval.value, interval.low, interval.high) == pytest.approx((mean.value, mean.low, mean.high))
+
+
+def test_resamples_that_are_all_equal_give_no_interval():
+    x = np.random.default_rng(4).normal(size=30)
     interval = QUICK.statistic(lambda a, b: np.corrcoef(a, b)[0, 1], x, 2 * x)
-    assert (interval.value, interval.low, interval.high) == pytest.approx((1, 1, 1))
+    assert interval.value == pytest.approx(1) and np.isnan([interval.low, interval.high]).all()
 
 
 def test_one_prompt_is_resampled_by_rows_and_one_row_has_no_interval():

@@ -22,7 +22,7 @@ import time
 from collections import Counter
 from pathlib import Path
 
-from rlhf_ext.pipeline import STATE_FILE, read_state
+from rlhf_ext.chatbot.pipeline import STATE_FILE, read_state
 
 RECIPE = Path(__file__).parents[1] / "recipes" / "chatbot_rlhf.py"
 COMPARED = ("sft/model.safetensors", "reward/model.safetensors", "evaluation/completions.jsonl")

@@ -34,7 +34,7 @@ from typing import Any
 from dpo_vs_trl import EXACT_MEMORY, peak_memory
 from ppo_vs_trl_1_12_side import write_models
 
-from rlhf_ext.recipe_process import KEEP_BLOCKS
+from rlhf_ext.chatbot.recipe_process import KEEP_BLOCKS
 
 SIDES = ["trl_1_12", "head", "adapter", "trl_1_12_bf16", "head_bf16", "adapter_bf16"]
 BASELINE = "trl_1_12"

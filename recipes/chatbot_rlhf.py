@@ -20,7 +20,7 @@ from rlhf_ext.console import quiet_libraries
 
 quiet_libraries()
 
-from rlhf_ext.recipe_process import start_imports
+from rlhf_ext.chatbot.recipe_process import start_imports
 from rlhf_ext.threads import use_all_cores
 
 if __name__ == "__main__":  # a recipe that this starts reads the file, too
@@ -33,13 +33,13 @@ from pathlib import Path
 from transformers import AutoTokenizer
 
 from rlhf_ext.arguments import ArgumentError, parse_options
-from rlhf_ext.chatbot import OUTPUT_DIR, ChatbotArguments, phases
-from rlhf_ext.chatbot_data import load_data, read_configs, write_configs, write_data
-from rlhf_ext.chatbot_report import summarize
+from rlhf_ext.chatbot.data import load_data, read_configs, write_configs, write_data
+from rlhf_ext.chatbot.phase_options import check_options
+from rlhf_ext.chatbot.phases import OUTPUT_DIR, ChatbotArguments, phases
+from rlhf_ext.chatbot.pipeline import PhaseError, Pipeline, unfinished_output_dir
+from rlhf_ext.chatbot.report import summarize
 from rlhf_ext.data_checks import DataError
 from rlhf_ext.errors import first_line, one_line_errors
-from rlhf_ext.phase_options import check_options
-from rlhf_ext.pipeline import PhaseError, Pipeline, unfinished_output_dir
 from rlhf_ext.trainers.reward_peft import check_whole
 
 

@@ -28,9 +28,23 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from rlhf_ext.ai_feedback import ChoiceError
 from rlhf_ext.arguments import DEMO, ArgumentError, parse_options
-from rlhf_ext.constitution import Constitution, ConstitutionError, read_constitution
+from rlhf_ext.constitutional.ai_feedback import ChoiceError
+from rlhf_ext.constitutional.constitution import Constitution, ConstitutionError, read_constitution
+from rlhf_ext.constitutional.self_revision import Reviser, RevisionSettings
+from rlhf_ext.constitutional.transcripts import (
+    SOURCES,
+    Prompts,
+    Transcript,
+    check_room_for_transcripts,
+    fingerprint,
+    keep_settings,
+    open_transcripts,
+    preference_rows,
+    sft_rows,
+    summary,
+    transcribe_all,
+)
 from rlhf_ext.data_checks import DataError
 from rlhf_ext.data_files import is_local
 from rlhf_ext.demo import model_path
@@ -44,21 +58,7 @@ from rlhf_ext.policy_loading import load_policy
 from rlhf_ext.prompts import load_prompts
 from rlhf_ext.run_folder import free_output_dir
 from rlhf_ext.run_report.facts import script_facts
-from rlhf_ext.self_revision import Reviser, RevisionSettings
 from rlhf_ext.threads import use_all_cores
-from rlhf_ext.transcripts import (
-    SOURCES,
-    Prompts,
-    Transcript,
-    check_room_for_transcripts,
-    fingerprint,
-    keep_settings,
-    open_transcripts,
-    preference_rows,
-    sft_rows,
-    summary,
-    transcribe_all,
-)
 
 OUTPUT_DIR = "runs/constitutional"
 # What fits the embedded model and two minutes on two cores.

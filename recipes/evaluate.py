@@ -26,8 +26,9 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from rlhf_ext.ai_feedback import ChoiceError
 from rlhf_ext.arguments import ArgumentError, parse_options
+from rlhf_ext.chatbot.pipeline import LAUNCHED
+from rlhf_ext.constitutional.ai_feedback import ChoiceError
 from rlhf_ext.data_checks import DataError
 from rlhf_ext.data_files import is_local
 from rlhf_ext.errors import one_line_errors
@@ -40,9 +41,8 @@ from rlhf_ext.evaluation.reward_run import evaluate_reward_models
 from rlhf_ext.evaluation.statistics import MetricError
 from rlhf_ext.formatting import InputError
 from rlhf_ext.output_files import write_jsonl, write_whole
-from rlhf_ext.pipeline import LAUNCHED
 from rlhf_ext.plugins import PluginError
-from rlhf_ext.reward_loading import RewardModelError
+from rlhf_ext.reward_model.loading import RewardModelError
 from rlhf_ext.run_folder import free_output_dir
 from rlhf_ext.run_report.facts import script_facts
 from rlhf_ext.threads import use_all_cores

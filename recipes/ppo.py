@@ -47,7 +47,7 @@ from rlhf_ext.policy_loading import trainer_options
 from rlhf_ext.progress import say_what_is_trained, show_short_progress
 from rlhf_ext.prompts import load_prompt_splits
 from rlhf_ext.report import evaluate_before, save_run
-from rlhf_ext.reward_loading import RewardModelError
+from rlhf_ext.reward_model.loading import RewardModelError
 from rlhf_ext.run_folder import check_output_dir
 from rlhf_ext.run_report.samples import SampleCallback
 from rlhf_ext.threads import use_all_cores

@@ -15,7 +15,7 @@ _HOME = {
     "PPOTrainer": ".trainers.ppo",
     "RewardConfig": ".trainers.reward",
     "RewardModel": ".reward_model",
-    "RewardModelEnsemble": ".reward_ensemble",
+    "RewardModelEnsemble": ".reward_model.ensemble",
     "RewardTrainer": ".trainers.reward",
     "get_plugin": ".plugins",
     "list_plugins": ".plugins",
@@ -37,8 +37,8 @@ __all__ = [
 
 if TYPE_CHECKING:
     from .plugins import get_plugin, list_plugins, register
-    from .reward_ensemble import RewardModelEnsemble
     from .reward_model import RewardModel
+    from .reward_model.ensemble import RewardModelEnsemble
     from .trainers.dpo import DPOConfig, DPOTrainer
     from .trainers.ppo import PPOTrainer
     from .trainers.ppo_config import PPOConfig

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 from .console import quiet_libraries
 
 if TYPE_CHECKING:
-    from .text_scorer import TextScorer
+    from .reward_model.text_scorer import TextScorer
 
 Row = dict[str, Any]
 ANSWER_COLUMNS = ("messages", "completion", "response", "text")
@@ -43,8 +43,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     from .data_checks import DataError  # these imports take seconds, which --help should not
     from .formatting import InputError
     from .output_files import json_line
-    from .reward_loading import RewardModelError
-    from .text_scorer import TruncationWarning
+    from .reward_model.loading import RewardModelError
+    from .reward_model.text_scorer import TruncationWarning
 
     try:
         with warnings.catch_warnings():
@@ -152,7 +152,7 @@ def _compare(args: argparse.Namespace) -> Iterator[Row]:
 
 def _chat(args: argparse.Namespace) -> Iterator[Row]:
     """Talk; there are no rows to print."""
-    from .chat import load_chat, talk
+    from .chatbot.chat import load_chat, talk
     from .generation import Decoding
 
     try:
@@ -173,8 +173,8 @@ def _lines() -> Iterator[str]:
 
 
 def _scorer(args: argparse.Namespace) -> "TextScorer":
-    from .reward_ensemble import RewardModelEnsemble
     from .reward_model import RewardModel
+    from .reward_model.ensemble import RewardModelEnsemble
 
     if args.reduction and len(args.model) == 1:
         raise CommandError(f"--reduction {args.reduction} has no effect on one model. Give --model several times.")

@@ -12,7 +12,7 @@ from transformers import AutoConfig, AutoModel, AutoTokenizer, PretrainedConfig,
 
 from .adapters import LinearHead, head_of_reward_model
 from .completion_pass import positions
-from .pooling import classification_module
+from .reward_model.pooling import classification_module
 
 
 class ValueHead(nn.Module):

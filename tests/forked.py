@@ -45,7 +45,7 @@ def _main(script, arguments, environment, folder, cwd, renders):
     from accelerate import PartialState
     from matplotlib.figure import Figure
 
-    from rlhf_ext import recipe_process
+    from rlhf_ext.chatbot import recipe_process
 
     # A phase of a pipeline is forked from its command, which has the imports, and forgets what that knows of processes.
     recipe_process._context = lambda: multiprocessing.get_context("fork")

@@ -3,7 +3,7 @@
 No thread may be started here: a fork would lose it.
 """
 
-import rlhf_ext.recipe_imports  # first, because it quiets the libraries
+import rlhf_ext.chatbot.recipe_imports  # first, because it quiets the libraries
 
 # isort: split
 import gc

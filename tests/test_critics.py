@@ -21,7 +21,7 @@ from rlhf_ext import PPOConfig, PPOTrainer, RewardConfig, RewardModel, RewardTra
 from rlhf_ext.adapters import active_adapter, tuner_layers
 from rlhf_ext.critic_modules import load_critic_model
 from rlhf_ext.critics import AdapterCritic, HeadCritic, ModelCritic, backbone_of
-from rlhf_ext.reward_adapter import RewardAdapter
+from rlhf_ext.reward_model.adapter import RewardAdapter
 
 LORA = {"r": 4, "target_modules": "all-linear", "init_lora_weights": False}
 ON_EMBEDDINGS = LORA | {"target_modules": ["q_proj", "embed_tokens"]}

@@ -9,7 +9,7 @@ import random
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from rlhf_ext.constitution import CHOICES, Constitution, Principle, Templates
+from rlhf_ext.constitutional.constitution import CHOICES, Constitution, Principle, Templates
 from rlhf_ext.demo.judge import judge
 from rlhf_ext.demo.topics import Topic
 from rlhf_ext.demo.world import (
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
     from datasets import Dataset
 
-    from rlhf_ext.self_revision import Reviser, Transcript
+    from rlhf_ext.constitutional.self_revision import Reviser, Transcript
 
 # Short, and in words that the demo model has tokens for.
 CONSTITUTION = Constitution(

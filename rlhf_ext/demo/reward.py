@@ -41,7 +41,7 @@ def demo_reward_model(folder: str | Path, *, seed: int, pairs: int = PAIRS["trai
     from rlhf_ext import RewardConfig, RewardModel, RewardTrainer
     from rlhf_ext.demo import model_path
     from rlhf_ext.demo.data import preference_dataset
-    from rlhf_ext.reward_settings import FILE_NAME
+    from rlhf_ext.reward_model.settings import FILE_NAME
 
     if not Path(folder, FILE_NAME).is_file():
         args = RewardConfig(

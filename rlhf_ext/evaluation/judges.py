@@ -9,9 +9,9 @@ from typing import Any, Protocol
 import numpy as np
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from rlhf_ext.ai_feedback import ai_preference, choice_logps
+from rlhf_ext.constitutional.ai_feedback import ai_preference, choice_logps
 from rlhf_ext.plugins import get_plugin
-from rlhf_ext.text_scorer import TextScorer
+from rlhf_ext.reward_model.text_scorer import TextScorer
 
 from .rows import Text, text_of
 

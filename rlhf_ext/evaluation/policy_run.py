@@ -13,7 +13,7 @@ from rlhf_ext.generation import Decoding
 from rlhf_ext.output_files import write_jsonl
 from rlhf_ext.plugins import list_plugins
 from rlhf_ext.policy_loading import load_policy, load_policy_tokenizer
-from rlhf_ext.reward_loading import load_tokenizer
+from rlhf_ext.reward_model.loading import load_tokenizer
 
 from .answers import (
     BATCH_SIZE,

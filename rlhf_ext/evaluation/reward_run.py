@@ -12,7 +12,7 @@ from rlhf_ext.arguments import ArgumentError
 from rlhf_ext.data_checks import DataError
 from rlhf_ext.demo.reward import demo_reward_model
 from rlhf_ext.formatting import InputError, count_prompt_tokens, parse
-from rlhf_ext.reward_settings import FILE_NAME
+from rlhf_ext.reward_model.settings import FILE_NAME
 
 from .options import EvaluationOptions, RewardOptions, refuse_without_dataset, short_names
 from .pair_report import ScoredPairs, report_pairs

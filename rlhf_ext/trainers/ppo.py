@@ -30,7 +30,7 @@ from ..losses.ppo import clipped_value_loss
 from ..ppo_rewards import ended_by_itself, token_rewards
 from ..quantization import keep_gradients_on_cpu
 from ..replaced import replaced
-from ..reward_adapter import RewardAdapter
+from ..reward_model.adapter import RewardAdapter
 from ..running_stats import RunningMeanStd
 from .epoch_order import EpochSeededSampler
 from .not_finite import check_scores, not_finite_loss

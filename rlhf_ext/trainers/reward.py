@@ -1,7 +1,7 @@
 """`RewardTrainer`: TRL's, plus losses of one's own, a margin, and calibrated scores.
 
 How it works: TRL's `compute_loss` does the forward pass and every metric and returns the scores; the loss is computed
-from those. Scores are read at the last attended token, in training as in `RewardModel` (see `pooling.py`).
+from those. Scores are read at the last attended token, in training as in `RewardModel` (see `reward_model/pooling.py`).
 """
 
 import logging
@@ -22,16 +22,16 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.trainer_utils import TrainOutput
 
-from ..base_fingerprint import base_fingerprint
 from ..context import context_length
 from ..data_checks import STREAMED_ROWS_CHECKED, DataError
 from ..dropout import evaluation_mode
 from ..loading_options import loading_options
 from ..losses.preference import centering
-from ..pooling import classification_module, pool_by_attention_mask
 from ..quantization import keep_gradients_on_cpu
-from ..reward_layers import score_layer, unquantized
-from ..reward_settings import RewardModelSettings, dtype_name
+from ..reward_model.base_fingerprint import base_fingerprint
+from ..reward_model.layers import score_layer, unquantized
+from ..reward_model.pooling import classification_module, pool_by_attention_mask
+from ..reward_model.settings import RewardModelSettings, dtype_name
 from .length_groups import GroupsByLength, check_not_streamed
 from .not_finite import NotFiniteError, last_checkpoint
 from .plugin_losses import check_extras_of, check_losses, collate_with_extras

@@ -4,7 +4,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..reward_layers import cast_inputs
+from ..reward_model.layers import cast_inputs
 
 
 def keep_in_float32(layer: nn.Module) -> None:

@@ -11,8 +11,8 @@ from transformers import PreTrainedModel
 
 from ..dropout import check_adapter_dropout
 from ..policy_loading import is_adapter
-from ..pooling import classification_module, head_name
-from ..reward_layers import layers_to_save, trained_copy
+from ..reward_model.layers import layers_to_save, trained_copy
+from ..reward_model.pooling import classification_module, head_name
 
 
 def check_whole(model: str | nn.Module, revision: str | None) -> None:

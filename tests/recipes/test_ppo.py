@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
 from rlhf_ext.demo.reward import demo_reward_model
-from rlhf_ext.reward_settings import RewardModelSettings
+from rlhf_ext.reward_model.settings import RewardModelSettings
 
 ROOT = Path(__file__).parents[2]
 SCRIPT = ROOT / "recipes/ppo.py"

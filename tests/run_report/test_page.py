@@ -14,8 +14,8 @@ from PIL import Image
 
 from rlhf_ext import PPOConfig, PPOTrainer, RewardConfig, RewardTrainer
 from rlhf_ext.arguments import RecipeArguments
-from rlhf_ext.chatbot import ChatbotArguments
-from rlhf_ext.chatbot_report import summarize
+from rlhf_ext.chatbot.phases import ChatbotArguments
+from rlhf_ext.chatbot.report import summarize
 from rlhf_ext.demo.data import preference_dataset, prompt_dataset
 from rlhf_ext.demo.gold import gold
 from rlhf_ext.evaluation.pair_report import ScoredPairs, report_pairs

@@ -1,0 +1,1 @@
+"""Constitutional AI: a model revises its own answers by written principles, and compares them."""

@@ -1,6 +1,8 @@
 """Quantized bases: what training on them, and on a CPU, needs."""
 
-from collections.abc import Sequence
+import logging
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 from torch import Tensor, nn
@@ -47,6 +49,21 @@ def keep_gradients_on_cpu(model: nn.Module) -> None:
     for module in model.modules():
         if hasattr(module, "support_avx512bf16_for_cpu"):
             module.support_avx512bf16_for_cpu = False
+
+
+@contextmanager
+def casts_unmentioned() -> Iterator[None]:
+    """Keep bitsandbytes from logging, for each 8-bit layer in each pass, that it casts float32: it is meant to."""
+    logger = logging.getLogger("bitsandbytes.autograd._functions")
+
+    def is_of_use(record: logging.LogRecord) -> bool:
+        return "inputs will be cast" not in record.getMessage()
+
+    logger.addFilter(is_of_use)
+    try:
+        yield
+    finally:
+        logger.removeFilter(is_of_use)
 
 
 def int8_layers(model: nn.Module) -> list[nn.Module]:

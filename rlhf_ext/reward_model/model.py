@@ -13,7 +13,7 @@ from transformers import BitsAndBytesConfig, PreTrainedModel, PreTrainedTokenize
 from ..context import context_length
 from ..dropout import evaluation_mode
 from ..formatting import Example, InputError, check_says_something, count_prompt_tokens, tokenize
-from ..quantization import keep_gradients_on_cpu
+from ..quantization import casts_unmentioned, keep_gradients_on_cpu
 from .base_fingerprint import base_fingerprint
 from .loading import (
     RewardModelError,
@@ -210,23 +210,27 @@ class RewardModel(TextScorer):
         check_says_something(examples, self.tokenizer, allow_empty_completion=allow_empty_completion)
         token_ids = self._truncate(examples, tokenize(examples, self.tokenizer))
         self._check_vocabulary(examples, token_ids)
-        # Equal texts are run once: in two rows of a batch they would differ in their last bits.
-        first = {tuple(ids): row for row, ids in reversed([*enumerate(token_ids)])}
-        rows = sorted(first.values())
-        distinct = [token_ids[row] for row in rows]
-        keys = [examples[row].prompt_key() for row in rows] if self.reuse_prompts else None
-        batches = plan_batches(distinct, keys, token_budget=self.token_budget, batch_size=batch_size)
-        with evaluation_mode(self.model):  # its layers may be a policy's, too
-            raw = run_batches(
-                self.model, distinct, batches, pad_token_id=self._pad_token_id, show_progress=self.show_progress
-            )
-        place = {row: number for number, row in enumerate(rows)}
-        raw = raw[[place[first[tuple(ids)]] for ids in token_ids]]
+        raw = self._run(examples, token_ids, batch_size)
         for example, finite, score in zip(examples, raw.isfinite().tolist(), raw.tolist(), strict=True):
             if not finite:
                 fix = "In float16 activations overflow: load with dtype='bfloat16' or 'float32'."
                 raise RewardModelError(f"{example.place}the score is {score}. {fix}")
         return raw - self.settings.score_offset
+
+    def _run(self, examples: Sequence[Example], token_ids: list[list[int]], batch_size: int | None) -> Tensor:
+        """Return the model's outputs, the same for equal texts: two rows of a batch would differ in their last bits."""
+        first: dict[tuple[int, ...], int] = {}
+        for row, ids in enumerate(token_ids):
+            first.setdefault(tuple(ids), row)
+        distinct = [*first]
+        keys = [examples[row].prompt_key() for row in first.values()] if self.reuse_prompts else None
+        batches = plan_batches(distinct, keys, token_budget=self.token_budget, batch_size=batch_size)
+        with evaluation_mode(self.model), casts_unmentioned():  # its layers may be a policy's, too
+            raw = run_batches(
+                self.model, distinct, batches, pad_token_id=self._pad_token_id, show_progress=self.show_progress
+            )
+        place = {ids: number for number, ids in enumerate(distinct)}
+        return raw[[place[tuple(ids)] for ids in token_ids]]
 
     def _choose_max_length(self, asked: int | None, positions: int | None) -> int | None:
         """Return the tokens a text may have: what was asked for, else as in training, else what the model takes."""

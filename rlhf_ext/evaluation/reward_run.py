@@ -11,7 +11,7 @@ from rlhf_ext import RewardModel
 from rlhf_ext.arguments import ArgumentError
 from rlhf_ext.data_checks import DataError
 from rlhf_ext.demo.reward import demo_reward_model
-from rlhf_ext.formatting import InputError, count_prompt_tokens, parse
+from rlhf_ext.formatting import Example, InputError, count_prompt_tokens, parse
 from rlhf_ext.reward_model.settings import FILE_NAME
 
 from .options import EvaluationOptions, RewardOptions, refuse_without_dataset, short_names
@@ -119,7 +119,7 @@ def _without_long_prompts(
         row
         for model in limited
         for row, example in enumerate(examples)
-        if count_prompt_tokens(example, model.tokenizer) >= model.max_length
+        if _prompt_tokens(model, example, rows.source, rows.numbers[row]) >= model.max_length
     }
     if long and (not drop or len(long) == len(examples)):
         limit = min(model.max_length for model in limited)
@@ -129,6 +129,14 @@ def _without_long_prompts(
         fix = "Raise --max_length, or leave these rows out with --drop_long_prompts."
         raise DataError(problem, fix, source=rows.source, column="prompt")
     return select(rows, [row for row in range(len(examples)) if row not in long]) if long else rows
+
+
+def _prompt_tokens(model: RewardModel, example: Example, source: str, number: int) -> int:
+    try:
+        return count_prompt_tokens(example, model.tokenizer)
+    except InputError as error:
+        reader = f"It is the reward model {model.__name__} that reads it."
+        raise DataError(error.problem, reader, source=source, row=number) from error
 
 
 def _scores(model: RewardModel, rows: Pairs | RatedAnswers, batch_size: int | None) -> list[np.ndarray]:

@@ -31,6 +31,7 @@ class LengthModel:
     asked = None
 
     def __init__(self, name, max_length):
+        self.__name__ = name
         self.sign, self.max_length = -1 if "short" in name else 1, max_length
 
     @classmethod
@@ -209,6 +210,17 @@ def test_prompts_without_room_for_an_answer(evaluate, tmp_path, capsys, undrawn)
         assert "4 of 12 rows are left out" in shown
     with pytest.raises(DataError, match="12 of 12 prompts"):
         evaluate(*command[:-1], 1, "--drop_long_prompts")
+
+
+def test_a_conversation_that_a_model_cannot_read_is_named_with_the_model(evaluate, tmp_path, monkeypatch):
+    """Here one of two models, whose tokenizer has no chat template."""
+    question, answer = [{"role": "user", "content": "a"}], [{"role": "assistant", "content": "b"}]
+    row = {"prompt": question, "chosen": answer, "rejected": [answer[0] | {"content": "c"}]}
+    monkeypatch.setattr(LengthModel.tokenizer, "chat_template", None, raising=False)
+    data = write(tmp_path / "pairs.jsonl", [row] * 3)
+    message = r"pairs.jsonl, row 1: it is a conversation, .* It is the reward model short that reads it"
+    with pytest.raises(DataError, match=message):
+        evaluate("--model", "short", "--other_model", "other", "--dataset_name", data, "--max_length", 5)
 
 
 def test_a_text_that_cannot_be_scored_is_named_by_its_row(evaluate, tmp_path, monkeypatch):

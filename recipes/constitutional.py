@@ -14,7 +14,7 @@ It writes `sft.jsonl` for recipes/sft.py and `preferences.jsonl` for recipes/dpo
 docs/constitutional.md.
 """
 
-from rlhf_ext.console import quiet_libraries
+from rlhf_ext.console import print_table, quiet_libraries
 
 quiet_libraries()
 
@@ -24,9 +24,6 @@ import random
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
-
-from rich.console import Console
-from rich.table import Table
 
 from rlhf_ext.arguments import DEMO, ArgumentError, parse_options
 from rlhf_ext.constitutional.ai_feedback import ChoiceError
@@ -215,12 +212,7 @@ def _save(transcripts: list[Transcript], gold: dict[str, float], folder: Path, a
     # Last: what marks the run as finished.
     write_whole(folder / "all_results.json", json.dumps(results, indent=4, sort_keys=True))
 
-    table = Table(title="What the model made of its answers", title_justify="left")
-    for heading in ("", "value"):
-        table.add_column(heading, justify="right" if heading else "left")
-    for row in table_rows(results):
-        table.add_row(*row)
-    Console().print(table)
+    print_table("What the model made of its answers", ("", "value"), table_rows(results))
     print(f"sft.jsonl, preferences.jsonl, transcripts.jsonl, report.html, all_results.json: {folder}")
     print("Next, each in a line:")
     for recipe, data in (("sft", "sft.jsonl"), ("dpo", "preferences.jsonl")):

@@ -14,7 +14,7 @@ source) or rated rows (prompt, response, rating); the columns tell which. Polici
 for what is measured and how.
 """
 
-from rlhf_ext.console import quiet_libraries
+from rlhf_ext.console import print_table, quiet_libraries
 
 quiet_libraries()
 
@@ -22,9 +22,6 @@ import json
 import os
 from dataclasses import asdict
 from pathlib import Path
-
-from rich.console import Console
-from rich.table import Table
 
 from rlhf_ext.arguments import ArgumentError, parse_options
 from rlhf_ext.chatbot.pipeline import LAUNCHED
@@ -92,12 +89,7 @@ def save(evaluation: Evaluation, output_dir: Path) -> None:
     # Last: what marks the run as finished.
     write_whole(output_dir / "all_results.json", json.dumps(metrics, indent=4, sort_keys=True))
 
-    table = Table(title=f"{evaluation.title} on {source}", title_justify="left")
-    for heading in ("", *names):
-        table.add_column(heading)
-    for row in (row for report in reports for row in report.table):
-        table.add_row(*row)
-    Console().print(table)
+    print_table(f"{evaluation.title} on {source}", ("", *names), (row for report in reports for row in report.table))
     for note in notes:
         print(note)
     written = sorted(path.name for path in output_dir.iterdir() if path.suffix in (".html", ".json", ".jsonl", ".png"))

@@ -4,6 +4,7 @@ import logging
 import os
 import re
 import warnings
+from collections.abc import Iterable, Sequence
 
 # `save_steps` as a part of the run, which a checkpoint holds as the number of steps it came to.
 _FRACTION = re.compile(r"\n\t\w+_steps: 0\.\d+ \(from args\) != \d+ \(from trainer_state\.json\)")
@@ -21,6 +22,19 @@ def quiet_libraries() -> None:
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
     os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # else each fork for a data loader worker warns
+
+
+def print_table(title: str, headings: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
+    """Print a table whose first column names what is in the others."""
+    from rich.console import Console  # late: libraries are to be imported after they are quieted
+    from rich.table import Table
+
+    table = Table(title=title, title_justify="left")
+    for column, heading in enumerate(headings):
+        table.add_column(heading, justify="right" if column else "left")
+    for row in rows:
+        table.add_row(*row)
+    Console().print(table)
 
 
 def _is_of_use(record: logging.LogRecord) -> bool:

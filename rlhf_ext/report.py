@@ -5,11 +5,10 @@ from pathlib import Path
 from typing import Any
 
 from matplotlib.figure import Figure
-from rich.console import Console
-from rich.table import Table
 from transformers import Trainer
 
 from .arguments import DEMO, RecipeArguments
+from .console import print_table
 from .data_files import is_local
 from .replaced import replaced
 from .run_report.build import write_report
@@ -56,7 +55,8 @@ def save_run(
         save_training_figure(trainer.state.log_history, before, panels, f"{args.output_dir}/training.png")
         kept = {"rows": rows, "panels": panels, "samples": samples, "eval_rows": eval_rows}
         write_report(trainer, script_args, before, train_metrics, after, **kept)
-        print_table(f"Held-out rows of {script_args.eval_dataset_name or source or DEMO}", rows)
+        title = f"Held-out rows of {script_args.eval_dataset_name or source or DEMO}"
+        print_table(title, ("", "before", "after"), rows)
         print(f"Model, all_results.json and model card: {args.output_dir}")
         print(f"Report: {args.output_dir}/report.html")
     if args.push_to_hub:
@@ -94,16 +94,6 @@ def before_and_after(
     """Return label, value before and value after of each metric in `names` (metric: label) that both sides have."""
     common = [metric for metric in names if metric in after and f"{metric}_before" in before]
     return [(names[metric], f"{before[f'{metric}_before']:.3f}", f"{after[metric]:.3f}") for metric in common]
-
-
-def print_table(title: str, rows: Sequence[tuple[str, str, str]]) -> None:
-    """Print the rows of `before_and_after` on the console."""
-    table = Table(title=title, title_justify="left")
-    for heading in ("", "before", "after"):
-        table.add_column(heading, justify="right" if heading else "left")
-    for row in rows:
-        table.add_row(*row)
-    Console().print(table)
 
 
 def save_training_figure(

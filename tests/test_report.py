@@ -8,10 +8,10 @@ from huggingface_hub import HfApi
 from matplotlib import image
 
 from rlhf_ext import DPOConfig, DPOTrainer
+from rlhf_ext.console import print_table
 from rlhf_ext.report import (
     before_and_after,
     evaluate_before,
-    print_table,
     push_to_hub,
     save_model_card,
     save_training_figure,
@@ -49,7 +49,7 @@ def test_table_shows_both_sides_and_skips_what_is_missing(capsys):
     after = {"eval_loss": 0.5, "eval_margin": 1.0}
     rows = before_and_after(before, after, {"eval_loss": "loss", "eval_entropy": "entropy", "eval_margin": "margin"})
     assert rows == [("loss", "0.693", "0.500")]
-    print_table("held out", rows)
+    print_table("held out", ("", "before", "after"), rows)
     shown = capsys.readouterr().out
     assert all(cell in shown for cell in rows[0])
 

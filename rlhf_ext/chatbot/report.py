@@ -5,9 +5,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
-from rich.table import Table as ConsoleTable
-
+from ..console import print_table
 from ..evaluation.options import COMPLETIONS
 from ..evaluation.page import (
     WARNINGS,
@@ -77,7 +75,7 @@ def summarize(args: ChatbotArguments, finished: Mapping[str, Metrics]) -> None:
     title = f"{Path(args.base_model).name}: from base to chatbot with {args.algorithm}"
     write_whole(folder / "report.html", render(title, _subtitle(policy), _headlines(policy), sections))
     for table in (outcome, training):
-        _print(table)
+        print_table(table.caption, table.columns, table.rows)
     print(f"report.html, all_results.json, and a folder for each phase: {folder}")
 
 
@@ -180,12 +178,3 @@ def _samples(folder: Path) -> list[Sample]:
 def _rating(row: Metrics, prefix: str) -> str:
     found = ((name, row.get(f"{prefix}{name}")) for name in QUALITIES)
     return ", ".join(f"{name} {value:.2f}" for name, value in found if value is not None)
-
-
-def _print(table: Table) -> None:
-    shown = ConsoleTable(title=table.caption, title_justify="left")
-    for column in table.columns:
-        shown.add_column(column)
-    for row in table.rows:
-        shown.add_row(*row)
-    Console().print(shown)

@@ -25,7 +25,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from rlhf_ext.arguments import DEMO, ArgumentError, parse_options
+from rlhf_ext.arguments import DEMO, ArgumentError, check_quantization, parse_options
 from rlhf_ext.constitutional.ai_feedback import ChoiceError
 from rlhf_ext.constitutional.constitution import Constitution, ConstitutionError, read_constitution
 from rlhf_ext.constitutional.self_revision import Reviser, RevisionSettings
@@ -48,7 +48,6 @@ from rlhf_ext.demo import model_path
 from rlhf_ext.demo.constitution import CONSTITUTION, demo_reviser, gold_metrics
 from rlhf_ext.demo.data import prompt_dataset
 from rlhf_ext.errors import one_line_errors
-from rlhf_ext.evaluation.options import check_quantization
 from rlhf_ext.evaluation.revisions import page, table_rows
 from rlhf_ext.output_files import lock_folder, write_jsonl, write_whole
 from rlhf_ext.policy_loading import load_policy

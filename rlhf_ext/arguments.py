@@ -267,11 +267,23 @@ def _check_evaluation(training_args: TrainingArguments) -> None:
             )
 
 
+def check_quantization(load_in_8bit: bool, load_in_4bit: bool) -> None:
+    """Refuse to quantize a model twice, or without the library that does it.
+
+    Raises:
+        ArgumentError: One of these.
+    """
+    if load_in_8bit and load_in_4bit:
+        raise ArgumentError("--load_in_8bit and --load_in_4bit exclude each other: drop one.")
+    if (load_in_8bit or load_in_4bit) and importlib.util.find_spec("bitsandbytes") is None:
+        option = "load_in_8bit" if load_in_8bit else "load_in_4bit"
+        raise ArgumentError(f"--{option} needs bitsandbytes: pip install 'rlhf-ext[quantization]'.")
+
+
 def _check_model_config(model_args: ModelConfig) -> None:
     """Refuse what would fail after the model is loaded, or do nothing."""
+    check_quantization(model_args.load_in_8bit, model_args.load_in_4bit)
     quantized = next((name for name in ("load_in_8bit", "load_in_4bit") if getattr(model_args, name)), None)
-    if quantized and importlib.util.find_spec("bitsandbytes") is None:
-        raise ArgumentError(f"--{quantized} needs bitsandbytes: pip install 'rlhf-ext[quantization]'.")
     if quantized and not model_args.use_peft:
         raise ArgumentError(f"--{quantized} freezes the model, so there is nothing to train: add --use_peft.")
     default = type(model_args)()

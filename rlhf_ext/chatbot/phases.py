@@ -5,8 +5,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ..arguments import ArgumentError
-from ..evaluation.options import check_quantization
+from ..arguments import ArgumentError, check_quantization
 from ..output_files import sha256
 from .data import config_path, held_out_path, train_path
 from .pipeline import CONTENTS, RECIPES, Phase

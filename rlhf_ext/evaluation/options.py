@@ -1,12 +1,11 @@
 """Options of recipes/evaluate.py: what both of its jobs take, what only one does, and refusing those of the other."""
 
-import importlib.util
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
-from rlhf_ext.arguments import ArgumentError
+from rlhf_ext.arguments import ArgumentError, check_quantization
 from rlhf_ext.generation import Decoding
 
 OUTPUT_DIR = "runs/evaluate"
@@ -124,19 +123,6 @@ class PolicyOptions:
             return Decoding(self.max_new_tokens, self.temperature, self.top_p, self.top_k, seed)
         except ValueError as error:
             raise ArgumentError(f"--{error}") from error
-
-
-def check_quantization(load_in_8bit: bool, load_in_4bit: bool) -> None:
-    """Refuse to quantize a model twice, or without the library that does it.
-
-    Raises:
-        ArgumentError: One of these.
-    """
-    if load_in_8bit and load_in_4bit:
-        raise ArgumentError("--load_in_8bit and --load_in_4bit exclude each other: drop one.")
-    if (load_in_8bit or load_in_4bit) and importlib.util.find_spec("bitsandbytes") is None:
-        option = "load_in_8bit" if load_in_8bit else "load_in_4bit"
-        raise ArgumentError(f"--{option} needs bitsandbytes: pip install 'rlhf-ext[quantization]'.")
 
 
 def refuse_all(options: Any, reason: str) -> None:

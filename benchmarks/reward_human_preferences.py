@@ -241,7 +241,8 @@ def main() -> None:
         shown += [f"{accuracy(differences).value:.3f}"]
         for others in (floor, first):
             against = compare(differences, others, dialogues)
-            shown.append(f"{show(against.accuracy_difference)}, {show_p(against.sign_flip_p)}")
+            difference = f"{show(against.accuracy_difference)}, {show_p(against.sign_flip_p)}"
+            shown.append("" if others is differences else difference)
         print(f"| {arguments.preferences} | {loss} | {' | '.join(shown)} |", flush=True)
 
 

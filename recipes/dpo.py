@@ -40,6 +40,7 @@ from rlhf_ext.report import evaluate_before, save_run
 from rlhf_ext.run_folder import check_output_dir
 from rlhf_ext.run_report.samples import SampleCallback
 from rlhf_ext.threads import use_all_cores
+from rlhf_ext.trainers.not_finite import NotFiniteError
 
 OUTPUT_DIR = "runs/dpo"
 # What fits the embedded model (1.7 million parameters, fully trained); other models get TRL's defaults.
@@ -118,5 +119,5 @@ def main(script_args: RecipeArguments, training_args: DPOConfig, model_args: Mod
 
 if __name__ == "__main__":
     use_all_cores()
-    with one_line_errors(ArgumentError, DataError, PluginError):
+    with one_line_errors(ArgumentError, DataError, PluginError, NotFiniteError):
         main(*parse_arguments((RecipeArguments, DPOConfig, ModelConfigWithoutDropout), DEMO_DEFAULTS, OUTPUT_DIR))

@@ -38,6 +38,7 @@ from rlhf_ext.run_folder import check_output_dir
 from rlhf_ext.run_report.samples import SampleCallback
 from rlhf_ext.threads import use_all_cores
 from rlhf_ext.trainers.length_groups import GroupsByLength
+from rlhf_ext.trainers.not_finite import NotFiniteError
 from rlhf_ext.trainers.resume import ResumesExactly
 
 OUTPUT_DIR = "runs/sft"
@@ -131,5 +132,5 @@ def main(script_args: SFTArguments, training_args: SFTConfig, model_args: ModelC
 
 if __name__ == "__main__":
     use_all_cores()
-    with one_line_errors(ArgumentError, DataError, InputError):
+    with one_line_errors(ArgumentError, DataError, InputError, NotFiniteError):
         main(*parse_arguments((SFTArguments, SFTConfig, ModelConfig), DEMO_DEFAULTS, OUTPUT_DIR))

@@ -37,6 +37,15 @@ def check_scores(scores: Tensor, first: int, prompts: Sequence[Any], completions
     )
 
 
+def not_finite_step(done: int, folder: str) -> NotFiniteError:
+    """Return the error for a loss that is not finite after so many steps, naming the last checkpoint."""
+    if not done:
+        return NotFiniteError(
+            "The loss of the first step is not finite: the model's weights are damaged, or overflow in its dtype."
+        )
+    return NotFiniteError(f"The loss of step {done + 1} is not finite. {last_checkpoint(folder)}")
+
+
 def not_finite_loss(rows: Tensor, prompts: Sequence[str], completions: Sequence[str], folder: str) -> NotFiniteError:
     """Return the error for a loss that is not finite, naming the sample and the last checkpoint.
 

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 from transformers import Trainer
 from transformers.trainer_utils import TrainOutput
 
@@ -13,6 +13,7 @@ from ..attention import without_cudnn_attention
 from ..preparation import prepare_for_training
 from ..quantization import is_quantized, restore_float32, trained_weights
 from .epoch_order import EpochSeededSampler
+from .not_finite import not_finite_step
 
 logger = logging.getLogger(__name__)
 
@@ -42,6 +43,16 @@ class ResumesExactly(Trainer):
                 *(result.global_step, self.state.max_steps),
             )
         return result
+
+    def training_step(self, *args: Any, **kwargs: Any) -> Tensor:
+        """Ends a run whose loss is not finite before its weights and checkpoints are spoiled; fp16 skips such steps.
+
+        Transformers leaves such a loss out of what it logs, and trains on.
+        """
+        loss = super().training_step(*args, **kwargs)
+        if not self.args.fp16 and not loss.isfinite():
+            raise not_finite_step(self.state.global_step, self.args.output_dir)
+        return loss
 
     def _run_epoch(self, *args: Any, epoch: int, **kwargs: Any) -> None:
         """Tells our sampler the epoch, and ends at once where no step is left.

@@ -179,7 +179,6 @@ class RewardTrainer(ResumesExactly, GroupsByLength, trl.RewardTrainer):
         """Returns the weighted losses of `loss_type` on the scores of TRL's pass, in place of TRL's loss.
 
         Raises:
-            NotFiniteError: The loss is NaN or infinite (with fp16 such steps are skipped).
             ValueError: A loss returns anything but a differentiable tensor of shape (B,).
         """
         extras = inputs.get("extras", {})
@@ -193,20 +192,7 @@ class RewardTrainer(ResumesExactly, GroupsByLength, trl.RewardTrainer):
         )
         if self.args.center_rewards_coefficient is not None:
             loss = loss + self.args.center_rewards_coefficient * centering(chosen_rewards, rejected_rewards).mean()
-        if not self.args.fp16:
-            self._check_finite(loss)
         return (loss, outputs) if return_outputs else loss
-
-    def _check_finite(self, values: Tensor) -> None:
-        if values.isfinite().all():
-            return
-        if self.state.global_step == 0 and not self.model.training:
-            raise NotFiniteError(
-                "The model's scores are not finite: its weights are damaged, or overflow in its dtype."
-            )
-        raise NotFiniteError(
-            f"After step {self.state.global_step} the scores are not finite. {last_checkpoint(self.args.output_dir)}"
-        )
 
     def train(self, *args: Any, **kwargs: Any) -> TrainOutput:
         """Calibrates the scores on the evaluation set once training has ended."""
@@ -230,7 +216,8 @@ class RewardTrainer(ResumesExactly, GroupsByLength, trl.RewardTrainer):
         from ..evaluation.calibration import fit_temperature
 
         chosen_rewards, rejected_rewards = self.eval_scores = self._score_evaluation_set()
-        self._check_finite(chosen_rewards + rejected_rewards)
+        if not (chosen_rewards + rejected_rewards).isfinite().all():
+            raise NotFiniteError(f"The scores are not finite after training. {last_checkpoint(self.args.output_dir)}")
         self.settings = replace(
             self.settings,
             score_offset=torch.cat([chosen_rewards, rejected_rewards]).mean().item(),

@@ -9,7 +9,7 @@ import torch
 import trl
 from datasets import Dataset
 from peft import LoraConfig, PeftModel, get_peft_model
-from transformers import AutoModelForCausalLM, BitsAndBytesConfig
+from transformers import AutoModelForCausalLM, BitsAndBytesConfig, TrainerCallback
 
 from rlhf_ext import DPOConfig, DPOTrainer
 from rlhf_ext.data_checks import DataError
@@ -17,6 +17,7 @@ from rlhf_ext.losses.dpo import DPOBatch
 from rlhf_ext.plugins import PluginError
 from rlhf_ext.run_folder import last_complete_checkpoint
 from rlhf_ext.trainers.dpo import TRL_LOSSES
+from rlhf_ext.trainers.not_finite import NotFiniteError
 
 SEEN: list[DPOBatch] = []
 # TRL's loss, and the plugin that must do exactly the same.
@@ -331,6 +332,26 @@ def test_resumed_run_equals_the_uninterrupted_one_bit_for_bit(peft_config, tmp_p
         resumed = train(f"resumed-{step}", resume=str(tmp_path / "whole" / "run" / f"checkpoint-{step}"))
         assert whole.keys() == resumed.keys()
         assert all(torch.equal(whole[name], resumed[name]) for name in whole)
+
+
+@pytest.mark.parametrize("loss", ["sigmoid", "average_logp"])
+def test_run_that_diverges_stops_and_leaves_its_checkpoint_whole(loss, tmp_path, model_name, preferences):
+    """Transformers would leave the loss out of its log, and save weights that are no numbers."""
+    saving = {"save_strategy": "steps", "save_steps": 1, "max_steps": 5, "beta": 1.0}
+    args = config(tmp_path, loss_type=loss, learning_rate=1e-3, lr_scheduler_type="constant", **saving)
+    trainer = DPOTrainer(model_name, args=args, train_dataset=preferences)
+
+    class Spoil(TrainerCallback):
+        def on_save(self, args, state, control, **kwargs):
+            if state.global_step == 2:
+                trainer.model.lm_head.weight.data.fill_(float("inf"))
+
+    trainer.add_callback(Spoil())
+    with pytest.raises(
+        NotFiniteError, match=r"The loss of step 3 is not finite. The last checkpoint, checkpoint-2, was"
+    ):
+        trainer.train()
+    assert sorted(path.name for path in (tmp_path / "run").glob("checkpoint-*")) == ["checkpoint-1", "checkpoint-2"]
 
 
 def test_complete_run_that_ends_with_an_epoch_says_so_when_it_is_resumed(tmp_path, model_name, preferences, caplog):

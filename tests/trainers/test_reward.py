@@ -207,20 +207,19 @@ def test_run_that_diverges_stops_and_says_from_where_to_go_on(config, model_name
     saving = {"save_strategy": "steps", "save_steps": 1, "max_steps": 5}
     args = config(learning_rate=1e20, lr_scheduler_type="constant", **saving)
     trainer = RewardTrainer(model_name, args=args, train_dataset=plain, eval_dataset=plain)
-    with pytest.raises(
-        NotFiniteError, match=r"After step \d the scores are not finite. The last checkpoint, checkpoint-"
-    ):
+    with pytest.raises(NotFiniteError, match=r"The loss of step \d is not finite. The last checkpoint, checkpoint-"):
         trainer.train()
     trainer.model.score.weight.data.fill_(float("nan"))
-    with pytest.raises(NotFiniteError, match="not finite"):
+    with pytest.raises(NotFiniteError, match="The scores are not finite after training"):
         trainer.calibrate()
 
 
-def test_model_whose_scores_are_no_numbers_is_refused_when_it_is_evaluated(config, model_name, plain):
-    trainer = RewardTrainer(model_name, args=config(), train_dataset=plain, eval_dataset=plain)
+def test_model_whose_weights_are_no_numbers_ends_at_the_first_step(config, model_name, plain):
+    trainer = RewardTrainer(model_name, args=config(), train_dataset=plain)
     trainer.model.score.weight.data.fill_(float("nan"))
-    with pytest.raises(NotFiniteError, match="The model's scores are not finite: its weights are damaged"):
-        trainer.evaluate()
+    message = "The loss of the first step is not finite: the model's weights are damaged"
+    with pytest.raises(NotFiniteError, match=message):
+        trainer.train()
 
 
 def test_configuration_of_trl_is_refused(config, model_name, plain):

@@ -22,7 +22,7 @@ from pathlib import Path
 from rlhf_ext.demo import model_path
 from rlhf_ext.demo.data import prompt_dataset
 from rlhf_ext.demo.gold import gold_scores
-from rlhf_ext.generation import generate
+from rlhf_ext.generation import Decoding, generate
 from rlhf_ext.policy_loading import load_policy
 
 RECIPES = Path(__file__).parents[1] / "recipes"
@@ -42,7 +42,7 @@ def gold(model: str, seed: int) -> dict[str, float]:
     """Score sampled answers of a model to held-out prompts."""
     policy, tokenizer = load_policy(model, dtype="float32")
     prompts = prompt_dataset("test", size=300)["prompt"][:]
-    scores = gold_scores(prompts, generate(policy, tokenizer, prompts, seed=seed, batch_size=100))
+    scores = gold_scores(prompts, generate(policy, tokenizer, prompts, Decoding(seed=seed), batch_size=100))
     return {name: scores[name] for name in ("safety", "helpfulness", "refusal_rate", "over_refusal_rate")}
 
 

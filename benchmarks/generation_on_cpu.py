@@ -20,7 +20,7 @@ from ppo_vs_trl_1_12 import summary
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from rlhf_ext import generation_on_cpu, packed_weights
-from rlhf_ext.generation import generate
+from rlhf_ext.generation import Decoding, generate
 from rlhf_ext.replaced import replaced
 
 WAYS = ("torch.multinomial", "one number a text", "packed weights, too")
@@ -53,7 +53,7 @@ def main() -> None:
             for name, found in seconds.items():
                 start = time.perf_counter()
                 with way(name):
-                    generate(model, tokenizer, PROMPTS, seed=number, max_new_tokens=arguments.new_tokens)
+                    generate(model, tokenizer, PROMPTS, Decoding(seed=number, max_new_tokens=arguments.new_tokens))
                 found += [time.perf_counter() - start] if number else []
         result[str(dtype)] = {name: summary(found) for name, found in seconds.items()}
     print(json.dumps(result, indent=2))

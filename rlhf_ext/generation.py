@@ -65,15 +65,8 @@ def generate(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
     prompts: Sequence[Prompt],
-    *,
-    seed: int,
-    max_new_tokens: int = 96,
-    temperature: float = 1.0,
-    top_p: float = 1.0,
-    top_k: int = 0,
-    template_options: Sequence[Mapping[str, Any]] | None = None,
-    batch_size: int = 64,
-    show_progress: bool = False,
+    decoding: Decoding,
+    **options: Any,
 ) -> list[str]:
     """Return one completion per prompt, in their order.
 
@@ -86,26 +79,13 @@ def generate(
         model: A causal language model, quantized or with adapters too.
         tokenizer: Its tokenizer.
         prompts: Texts, which are tokenized as they are, or lists of messages, which go through the chat template.
-        seed: As in `Decoding`.
-        max_new_tokens: The same.
-        temperature: The same.
-        top_p: The same.
-        top_k: The same.
-        template_options: Keywords for the chat template, one mapping a prompt.
-        batch_size: Prompts completed at once.
-        show_progress: Show a progress bar.
+        decoding: How completions are drawn.
+        options: As for `generate_tokens`.
 
     Raises:
-        ValueError: As in `Decoding`.
         InputError: A prompt that cannot be tokenized, or leaves no room for `max_new_tokens`; it names the row.
     """
-    decoding = Decoding(max_new_tokens, temperature, top_p, top_k, seed)
-    written = generate_tokens(
-        *(model, tokenizer, prompts, decoding),
-        template_options=template_options,
-        batch_size=batch_size,
-        show_progress=show_progress,
-    )
+    written = generate_tokens(model, tokenizer, prompts, decoding, **options)
     return [tokenizer.decode(completion, skip_special_tokens=True) for _, completion in written]
 
 
@@ -122,6 +102,15 @@ def generate_tokens(
     """Do what `generate` does, and return the tokens of each prompt and its completion, shapes (P,) and (C,).
 
     A completion ends with the end token, unless it was cut off.
+
+    Args:
+        model: As in `generate`.
+        tokenizer: Its tokenizer.
+        prompts: As in `generate`.
+        decoding: How completions are drawn.
+        template_options: Keywords for the chat template, one mapping a prompt.
+        batch_size: Prompts completed at once.
+        show_progress: Show a progress bar.
 
     Raises:
         InputError: As in `generate`.

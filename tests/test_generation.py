@@ -13,7 +13,7 @@ from rlhf_ext.demo.data import prompt_dataset
 from rlhf_ext.formatting import InputError
 from rlhf_ext.generation import Decoding, generate, generate_tokens
 
-GREEDY = {"seed": 0, "temperature": 0.0, "max_new_tokens": 12}
+GREEDY = Decoding(seed=0, temperature=0.0, max_new_tokens=12)
 
 
 @pytest.fixture(scope="module")
@@ -38,7 +38,7 @@ def likeliest(model, ids, count):
 
 
 def test_greedy_completions_are_those_of_a_loop_over_tokens(model, tokenizer, prompts):
-    completions = generate(model, tokenizer, prompts[:3], batch_size=2, **GREEDY)
+    completions = generate(model, tokenizer, prompts[:3], GREEDY, batch_size=2)
     for prompt, completion in zip(prompts, completions, strict=False):
         ids = tokenizer.apply_chat_template(prompt, add_generation_prompt=True, return_dict=True)["input_ids"]
         assert completion == tokenizer.decode(likeliest(model, ids, 12), skip_special_tokens=True)
@@ -47,14 +47,14 @@ def test_greedy_completions_are_those_of_a_loop_over_tokens(model, tokenizer, pr
 def test_text_is_tokenized_as_it_is(model, tokenizer):
     for text in ("How do I boil", "<|begin|><|user|>Hi<|end|><|assistant|>"):
         expected = likeliest(model, tokenizer(text)["input_ids"], 12)
-        assert generate(model, tokenizer, [text], **GREEDY) == [tokenizer.decode(expected, skip_special_tokens=True)]
+        assert generate(model, tokenizer, [text], GREEDY) == [tokenizer.decode(expected, skip_special_tokens=True)]
 
 
 def test_texts_and_messages_in_one_batch(model, tokenizer, prompts):
     mixed = [prompts[0], "How do I boil"]
-    assert generate(model, tokenizer, mixed, **GREEDY) == [
-        *generate(model, tokenizer, mixed[:1], **GREEDY),
-        *generate(model, tokenizer, mixed[1:], **GREEDY),
+    assert generate(model, tokenizer, mixed, GREEDY) == [
+        *generate(model, tokenizer, mixed[:1], GREEDY),
+        *generate(model, tokenizer, mixed[1:], GREEDY),
     ]
 
 
@@ -62,7 +62,7 @@ def test_an_unfinished_turn_of_the_assistant_is_continued(model, tokenizer, prom
     begun = [*prompts[0], {"role": "assistant", "content": "First, fill"}]
     ids = tokenizer.apply_chat_template(begun, continue_final_message=True, return_dict=True)["input_ids"]
     expected = tokenizer.decode(likeliest(model, ids, 12), skip_special_tokens=True)
-    assert generate(model, tokenizer, [begun], **GREEDY) == [expected]
+    assert generate(model, tokenizer, [begun], GREEDY) == [expected]
 
 
 def test_the_whole_distribution_is_sampled(model, tokenizer):
@@ -80,23 +80,25 @@ def test_the_whole_distribution_is_sampled(model, tokenizer):
 
 
 def test_a_model_s_own_sampling_defaults_do_not_count(model, tokenizer, prompts, monkeypatch):
-    expected = generate(model, tokenizer, prompts, seed=5, max_new_tokens=8)
+    expected = generate(model, tokenizer, prompts, Decoding(seed=5, max_new_tokens=8))
     own = {"top_k": 1, "top_p": 0.1, "temperature": 0.2, "repetition_penalty": 5.0, "min_p": 0.9, "min_new_tokens": 8}
     own |= {"no_repeat_ngram_size": 1, "suppress_tokens": [*range(5, 200)], "typical_p": 0.1, "num_beams": 2}
     for name, value in own.items():
         monkeypatch.setattr(model.generation_config, name, value)
-    assert generate(model, tokenizer, prompts, seed=5, max_new_tokens=8) == expected
+    assert generate(model, tokenizer, prompts, Decoding(seed=5, max_new_tokens=8)) == expected
     assert model.generation_config.min_p == 0.9  # it is put back
     adapted = get_peft_model(model, LoraConfig(r=1, target_modules=["q_proj"]))  # at first it changes nothing
     try:
-        assert generate(adapted, tokenizer, prompts, seed=5, max_new_tokens=8) == expected
+        assert generate(adapted, tokenizer, prompts, Decoding(seed=5, max_new_tokens=8)) == expected
     finally:
         adapted.unload()
 
 
 def test_top_k_1_is_greedy(model, tokenizer, prompts):
     options = {"seed": 1, "max_new_tokens": 12}
-    assert generate(model, tokenizer, prompts, top_k=1, **options) == generate(model, tokenizer, prompts, **GREEDY)
+    assert generate(model, tokenizer, prompts, Decoding(top_k=1, **options)) == generate(
+        model, tokenizer, prompts, GREEDY
+    )
 
 
 def test_everything_is_left_as_it_was(model, tokenizer, prompts, monkeypatch):
@@ -107,7 +109,9 @@ def test_everything_is_left_as_it_was(model, tokenizer, prompts, monkeypatch):
     state = torch.get_rng_state()
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        one, other, greedy = (generate(model, tokenizer, prompts[:2], seed=1, max_new_tokens=4) for _ in range(3))
+        one, other, greedy = (
+            generate(model, tokenizer, prompts[:2], Decoding(seed=1, max_new_tokens=4)) for _ in range(3)
+        )
     assert one == other == greedy
     assert [module.training for module in model.modules()] == modes
     assert torch.equal(torch.get_rng_state(), state) and tokenizer.padding_side == "right"
@@ -118,7 +122,7 @@ def test_head_reads_no_slice(model, tokenizer, prompts):
     """A CPU would copy the head's weights for every prompt in bfloat16."""
     seen, hooks = [], len(model.lm_head._forward_pre_hooks)
     noted = model.lm_head.register_forward_hook(lambda _, inputs, __: seen.append(inputs[0]))
-    generate(model, tokenizer, prompts[:3], **GREEDY)
+    generate(model, tokenizer, prompts[:3], GREEDY)
     noted.remove()
     assert seen and all(hidden.shape[:2] == (3, 1) and hidden.is_contiguous() for hidden in seen)
     assert len(model.lm_head._forward_pre_hooks) == hooks
@@ -126,12 +130,12 @@ def test_head_reads_no_slice(model, tokenizer, prompts):
 
 def test_adapters_and_gradients(model_name, tokenizer, prompts):
     base = AutoModelForCausalLM.from_pretrained(model_name, dtype=torch.float32)
-    plain = generate(base, tokenizer, prompts, **GREEDY)
+    plain = generate(base, tokenizer, prompts, GREEDY)
     adapted = get_peft_model(base, LoraConfig(r=4, target_modules="all-linear", init_lora_weights=False))
-    changed = generate(adapted, tokenizer, prompts, **GREEDY)
+    changed = generate(adapted, tokenizer, prompts, GREEDY)
     assert changed != plain
     with adapted.disable_adapter():
-        assert generate(adapted, tokenizer, prompts, **GREEDY) == plain
+        assert generate(adapted, tokenizer, prompts, GREEDY) == plain
     adapted(**tokenizer("a", return_tensors="pt")).logits.sum().backward()
     assert any(parameter.grad is not None for parameter in adapted.parameters())
 
@@ -147,7 +151,7 @@ def test_tokens_end_with_the_end_token_or_at_the_limit(model, tokenizer, prompts
     for (_, completion), end in zip(tokens, ends, strict=True):
         assert len(completion) == (40 if end is None else end + 1)
     texts = [tokenizer.decode(completion, skip_special_tokens=True) for _, completion in tokens]
-    assert texts == generate(model, tokenizer, prompts, seed=0, max_new_tokens=40)
+    assert texts == generate(model, tokenizer, prompts, Decoding(seed=0, max_new_tokens=40))
 
 
 def test_end_token_of_the_tokenizer_counts_beside_those_of_the_model(model, model_name, tokenizer, prompts):
@@ -166,24 +170,24 @@ def test_end_token_of_the_tokenizer_counts_beside_those_of_the_model(model, mode
 def test_a_tokenizer_without_a_padding_token(model, model_name, tokenizer, prompts):
     bare = AutoTokenizer.from_pretrained(model_name)
     bare.pad_token = None
-    assert generate(model, bare, prompts, **GREEDY) == generate(model, tokenizer, prompts, **GREEDY)
+    assert generate(model, bare, prompts, GREEDY) == generate(model, tokenizer, prompts, GREEDY)
 
 
 def test_prompts_that_cannot_be_completed_are_named(model, model_name, tokenizer):
     room = context_length(model)
     assert room == 512
     with pytest.raises(InputError, match=r"row 2 \(prompts\[1\]\): it has \d+ tokens, and with max_new_tokens=8 more"):
-        generate(model, tokenizer, ["a", "a b " * room], seed=0, max_new_tokens=8)
+        generate(model, tokenizer, ["a", "a b " * room], Decoding(seed=0, max_new_tokens=8))
     with pytest.raises(InputError, match=r"row 1 .*: it is empty"):
-        generate(model, tokenizer, [""], seed=0)
+        generate(model, tokenizer, [""], Decoding(seed=0))
     bare = AutoTokenizer.from_pretrained(model_name)
     bare.chat_template = None
     with pytest.raises(InputError, match=r"row 1 .* has no chat template. Pass plain text"):
-        generate(model, bare, [[{"role": "user", "content": "Hi"}]], seed=0)
+        generate(model, bare, [[{"role": "user", "content": "Hi"}]], Decoding(seed=0))
     bare.chat_template = "{{ raise_exception('no system prompts') }}"
     with pytest.raises(InputError, match=r"refuses the conversation .no system prompts"):
-        generate(model, bare, [[{"role": "user", "content": "Hi"}]], seed=0)
-    assert generate(model, tokenizer, [], seed=0) == []
+        generate(model, bare, [[{"role": "user", "content": "Hi"}]], Decoding(seed=0))
+    assert generate(model, tokenizer, [], Decoding(seed=0)) == []
 
 
 @pytest.mark.parametrize(

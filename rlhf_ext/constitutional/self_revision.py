@@ -18,7 +18,7 @@ from typing import Any
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ..formatting import InputError, Place
-from ..generation import encode_prompt, generate
+from ..generation import Decoding, encode_prompt, generate
 from .ai_feedback import Pair, choice_tokens, compare
 from .constitution import Constitution, Conversation, Principle
 
@@ -170,10 +170,12 @@ class Reviser:
             self.model,
             self.tokenizer,
             conversations,
-            seed=_seed(settings.seed, chunk, step),
-            max_new_tokens=settings.max_new_tokens,
-            temperature=settings.temperature,
-            top_p=settings.top_p,
+            Decoding(
+                seed=_seed(settings.seed, chunk, step),
+                max_new_tokens=settings.max_new_tokens,
+                temperature=settings.temperature,
+                top_p=settings.top_p,
+            ),
             batch_size=settings.batch_size,
         )
 

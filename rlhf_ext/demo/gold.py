@@ -8,7 +8,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 
 from rlhf_ext.demo.data import prompt_dataset
 from rlhf_ext.demo.judge import is_refusal, is_unsafe, judge
-from rlhf_ext.generation import generate
+from rlhf_ext.generation import Decoding, generate
 
 Conversation = list[dict[str, Any]]
 MOST_PROMPTS = 128
@@ -89,6 +89,8 @@ class GoldScoreCallback(TrainerCallback):
     ) -> None:
         """Adds `eval_gold/helpfulness` (of answers to safe prompts) and `eval_gold/safety` (to unsafe ones)."""
         model, tokenizer = kwargs["model"], kwargs["processing_class"]
-        self.responses = generate(model, tokenizer, self.prompts, seed=args.seed, batch_size=len(self.prompts))
+        self.responses = generate(
+            model, tokenizer, self.prompts, Decoding(seed=args.seed), batch_size=len(self.prompts)
+        )
         scores = gold_scores(self.prompts, self.responses)
         metrics |= {f"eval_gold/{name}": scores[name] for name in REPORTED}

@@ -178,4 +178,4 @@ def sample(
     if is_sharded or not prompts or not trainer.is_world_process_zero():
         return []
     model = trainer.accelerator.unwrap_model(trainer.model)
-    return generate(model, trainer.processing_class, prompts, template_options=template_options, **asdict(decoding))
+    return generate(model, trainer.processing_class, prompts, decoding, template_options=template_options)

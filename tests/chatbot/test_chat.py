@@ -36,9 +36,12 @@ def chat(model, tokenizer):
 
 def test_best_of_several_answers_is_given_and_remembered(chat, model, tokenizer):
     (base, first, _), (_, best, score) = chat.reply(QUESTION["content"])
-    drawn = [text.strip() for text in generate(model, tokenizer, [[QUESTION]] * 3, seed=4, max_new_tokens=24)]
+    drawn = [text.strip() for text in generate(model, tokenizer, [[QUESTION]] * 3, Decoding(seed=4, max_new_tokens=24))]
     assert best == max(drawn, key=len) and score == len(best) and len({*drawn}) == 3
-    assert base == "base" and first == generate(model, tokenizer, [[QUESTION]], seed=4, max_new_tokens=24)[0].strip()
+    assert (
+        base == "base"
+        and first == generate(model, tokenizer, [[QUESTION]], Decoding(seed=4, max_new_tokens=24))[0].strip()
+    )
     assert chat.reward_model.asked == [[QUESTION]] * 4
     assert chat.sides[1].messages == [QUESTION, {"role": "assistant", "content": best}]
     again = chat.reply(QUESTION["content"])

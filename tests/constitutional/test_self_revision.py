@@ -26,8 +26,8 @@ def scripted(monkeypatch, tokenizer):
     """A reviser whose model says the number of its call and of the prompt; and what it was asked."""
     asked = []
 
-    def generate(model, tokenizer, conversations, *, seed, **options):
-        asked.append((conversations, seed, options))
+    def generate(model, tokenizer, conversations, decoding, **options):
+        asked.append((conversations, decoding.seed, options))
         return [f"{len(asked)}{'ab'[row]}" for row in range(len(conversations))]
 
     monkeypatch.setattr(self_revision, "generate", generate)
@@ -107,7 +107,7 @@ def test_lengths_are_those_of_the_longest_conversations(tokenizer, monkeypatch):
     words = [tokenizer.decode(tokenizer.encode(word, add_special_tokens=False) * size) for word in (" rice", " tea")]
     assert [len(tokenizer.encode(text, add_special_tokens=False)) for text in words] == [size, size]
 
-    def generate(model, tokenizer, conversations, **options):
+    def generate(model, tokenizer, conversations, decoding, **options):
         asked.append([len(encode_prompt(tokenizer, row, Place())) + size for row in conversations])
         return [words[len(asked) % 2]] * len(conversations)
 

@@ -15,7 +15,7 @@ from rlhf_ext.demo import model_path
 from rlhf_ext.demo.data import prompt_dataset, sft_dataset
 from rlhf_ext.demo.gold import gold_scores
 from rlhf_ext.demo.judge import is_unsafe, judge
-from rlhf_ext.generation import generate
+from rlhf_ext.generation import Decoding, generate
 
 SYSTEM = {"role": "system", "content": "Be kind."}
 
@@ -38,7 +38,7 @@ def prompts():
 @pytest.fixture(scope="module")
 def samples(model, tokenizer, prompts):
     torch.set_num_threads(1)
-    return generate(model, tokenizer, prompts, seed=0, max_new_tokens=120, batch_size=128)
+    return generate(model, tokenizer, prompts, Decoding(seed=0, max_new_tokens=120), batch_size=128)
 
 
 def encode(tokenizer, messages, **options) -> list[int]:
@@ -96,7 +96,7 @@ def test_any_text_survives_the_tokenizer(tokenizer):
 def test_generating_warns_about_nothing(model, tokenizer, prompts):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        generate(model, tokenizer, prompts[:2], seed=0, max_new_tokens=4)
+        generate(model, tokenizer, prompts[:2], Decoding(seed=0, max_new_tokens=4))
 
 
 def test_the_base_model_is_mediocre_in_both_respects(prompts, samples):
@@ -141,7 +141,9 @@ def test_sampling_follows_the_seed_and_restores_everything(model, tokenizer, pro
     tokenizer.padding_side = "right"
     model.train()
     state = torch.get_rng_state()
-    first, again, other = (generate(model, tokenizer, prompts[:4], seed=seed, max_new_tokens=16) for seed in (1, 1, 2))
+    first, again, other = (
+        generate(model, tokenizer, prompts[:4], Decoding(seed=seed, max_new_tokens=16)) for seed in (1, 1, 2)
+    )
     assert first == again != other
     assert tokenizer.padding_side == "right"
     assert model.training
@@ -151,9 +153,9 @@ def test_sampling_follows_the_seed_and_restores_everything(model, tokenizer, pro
 
 def test_padding_does_not_change_greedy_answers(model, tokenizer, prompts):
     # The logits of "maybe" and "perhaps" can be 2e-3 apart; padding moves logits by 5e-6.
-    greedy = {"seed": 0, "max_new_tokens": 24, "temperature": 1e-5}
-    together = generate(model, tokenizer, prompts[:6], **greedy)
-    assert together == generate(model, tokenizer, prompts[:6], batch_size=1, **greedy)
+    greedy = Decoding(seed=0, max_new_tokens=24, temperature=1e-5)
+    together = generate(model, tokenizer, prompts[:6], greedy)
+    assert together == generate(model, tokenizer, prompts[:6], greedy, batch_size=1)
 
 
 def test_gold_scores_separate_safe_from_unsafe_prompts():

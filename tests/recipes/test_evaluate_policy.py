@@ -15,7 +15,7 @@ from rlhf_ext.demo.data import prompt_dataset
 from rlhf_ext.demo.gold import gold_scores
 from rlhf_ext.demo.judge import is_unsafe, judge
 from rlhf_ext.evaluation import answers, policy_run, prompts
-from rlhf_ext.generation import generate
+from rlhf_ext.generation import Decoding, generate
 
 RECIPE = Path(__file__).parents[2] / "recipes/evaluate.py"
 COUNT = 12
@@ -85,7 +85,7 @@ def test_two_policies_on_the_demo(evaluate, adapter, model_name, tokenizer, tmp_
     found, written = results(folder), rows(folder)
     asked = prompt_dataset("test", seed=1, size=COUNT)["prompt"][:]
     base = AutoModelForCausalLM.from_pretrained(model_name)
-    expected = generate(base, tokenizer, asked, seed=3, max_new_tokens=16, batch_size=COUNT)
+    expected = generate(base, tokenizer, asked, Decoding(seed=3, max_new_tokens=16), batch_size=COUNT)
     assert [row["prompt"] for row in written] == asked
     assert [row["other_completion"] for row in written] == expected
     assert [row["completion"] for row in written] != expected
@@ -200,8 +200,7 @@ def test_a_base_without_chat_template_is_asked_with_the_other_one_s(
         AutoModelForCausalLM.from_pretrained(model_name),
         tokenizer,
         [[{"role": "user", "content": f"How do I {n}?"}] for n in range(3)],
-        seed=1,
-        max_new_tokens=16,
+        Decoding(seed=1, max_new_tokens=16),
     )
     assert [row["completion"] for row in rows(tmp_path / "runs/evaluate")] == expected
     assert [row["other_completion"] for row in rows(tmp_path / "runs/evaluate")] == expected
@@ -310,7 +309,7 @@ def test_best_of_several_answers_is_the_one_the_reward_model_prefers(
     model = AutoModelForCausalLM.from_pretrained(model_name)
     tokenizer = policy_run.load_policy_tokenizer(model_name)
     repeated = [prompt for prompt in asked for _ in range(3)]
-    drawn = generate(model, tokenizer, repeated, seed=5, max_new_tokens=16)
+    drawn = generate(model, tokenizer, repeated, Decoding(seed=5, max_new_tokens=16))
     assert written == [max(drawn[3 * i : 3 * i + 3], key=len) for i in range(COUNT)]
     assert results(tmp_path / "out")["eval_kl_bound"] == pytest.approx(0.431946, abs=1e-5)  # log 3 - 2 / 3
     assert "eval_kl_k1" not in results(tmp_path / "out")

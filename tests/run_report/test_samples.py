@@ -25,7 +25,11 @@ def test_prompts_are_asked_with_the_keywords_of_their_rows(model_name, tokenizer
     (prompt, options), *others = held_out_prompts(Dataset.from_list(rows), trainer, 1, 8)
     assert (prompt, options, others) == (question, {"style": "Pot"}, [])
     texts = sample(trainer, [prompt], Decoding(8, temperature=0.0), [options])
-    assert texts == generate(model, tokenizer, ["Pot How do I boil an egg?"], seed=0, max_new_tokens=8, temperature=0.0)
-    assert texts != generate(model, tokenizer, [" How do I boil an egg?"], seed=0, max_new_tokens=8, temperature=0.0)
+    assert texts == generate(
+        model, tokenizer, ["Pot How do I boil an egg?"], Decoding(seed=0, max_new_tokens=8, temperature=0.0)
+    )
+    assert texts != generate(
+        model, tokenizer, [" How do I boil an egg?"], Decoding(seed=0, max_new_tokens=8, temperature=0.0)
+    )
     monkeypatch.setattr("rlhf_ext.run_report.samples.context_length", lambda model: 40)
     assert len(held_out_prompts(Dataset.from_list(rows), trainer, 2, 8)) == 1  # the other leaves no room

@@ -67,7 +67,7 @@ def test_each_round_revises_the_revision_before_it_under_another_principle(scrip
 def test_empty_revision_leaves_the_answer_and_equal_answers_are_not_compared(scripted, monkeypatch):
     reviser, _ = scripted
     monkeypatch.setattr(
-        self_revision, "generate", lambda m, t, texts, **k: ["same" if len(texts[0]) == 1 else " "] * len(texts)
+        self_revision, "generate", lambda m, t, texts, d, **k: ["same" if len(texts[0]) == 1 else " "] * len(texts)
     )
     for transcript in reviser.transcribe(PROMPTS, 0):
         assert [entry["revision"] for entry in transcript["rounds"]] == ["same"] * 3

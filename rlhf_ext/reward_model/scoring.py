@@ -130,7 +130,7 @@ def can_reuse_prompts(model: nn.Module) -> bool:
     config = module.config.get_text_config()
     adapters = getattr(model, "peft_config", {})
     return (
-        "past_key_values" in inspect.signature(module.forward).parameters
+        _cache_argument(model) is not None
         and not config.is_encoder_decoder
         and not module._is_stateful
         and not getattr(config, "use_bidirectional_attention", False)
@@ -182,13 +182,19 @@ def _run(model: PreTrainedModel, token_ids: Sequence[Sequence[int]], batch: Batc
     # Without the model's configuration the cache keeps every token, where sliding layers would drop some; the mask
     # alone then hides what is out of their reach.
     cache = DynamicCache()
-    model(input_ids=prompts, attention_mask=torch.ones_like(prompts), past_key_values=cache, use_cache=True)
+    with_cache = {_cache_argument(model): cache, "use_cache": True}
+    model(input_ids=prompts, attention_mask=torch.ones_like(prompts), **with_cache)
     cache.batch_select_indices(torch.tensor(batch.prompt_of, device=device))
     mask = torch.cat([mask.new_ones(len(mask), batch.prompt_length), mask], dim=1)
-    return model(input_ids=input_ids, attention_mask=mask, past_key_values=cache, use_cache=True).logits[:, 0]
+    return model(input_ids=input_ids, attention_mask=mask, **with_cache).logits[:, 0]
 
 
 def _no_cache(model: PreTrainedModel) -> dict[str, bool]:
     """Keep decoders from filling a cache that nobody reads; encoders have none."""
-    has_cache = "past_key_values" in inspect.signature(classification_module(model).forward).parameters
-    return {"use_cache": False} if has_cache else {}
+    return {} if _cache_argument(model) is None else {"use_cache": False}
+
+
+def _cache_argument(model: nn.Module) -> str | None:
+    """Return what the model calls its key-value cache: `past_key_values`, since Transformers 5.24 `cache`."""
+    taken = inspect.signature(classification_module(model).forward).parameters
+    return next((name for name in ("past_key_values", "cache") if name in taken), None)

@@ -31,7 +31,7 @@ from rlhf_ext.arguments import (
 from rlhf_ext.data import load_preference_splits
 from rlhf_ext.data_checks import DataError
 from rlhf_ext.demo.gold import GoldScoreCallback, gold
-from rlhf_ext.errors import one_line_errors
+from rlhf_ext.errors import NotFiniteError, one_line_errors
 from rlhf_ext.lengths import check_lengths, truncation_report
 from rlhf_ext.plugins import PluginError
 from rlhf_ext.policy_loading import trainer_options
@@ -40,7 +40,6 @@ from rlhf_ext.report import evaluate_before, save_run
 from rlhf_ext.run_folder import check_output_dir
 from rlhf_ext.run_report.samples import SampleCallback
 from rlhf_ext.threads import use_all_cores
-from rlhf_ext.trainers.not_finite import NotFiniteError
 
 OUTPUT_DIR = "runs/dpo"
 # What fits the embedded model (1.7 million parameters, fully trained); other models get TRL's defaults.

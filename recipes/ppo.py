@@ -38,7 +38,7 @@ from rlhf_ext.arguments import (
 from rlhf_ext.data_checks import DataError
 from rlhf_ext.demo.gold import gold
 from rlhf_ext.demo.reward import demo_reward_model
-from rlhf_ext.errors import one_line_errors
+from rlhf_ext.errors import NotFiniteError, one_line_errors
 from rlhf_ext.evaluation.options import short_names
 from rlhf_ext.formatting import InputError
 from rlhf_ext.lengths import check_room_for_prompts
@@ -51,7 +51,6 @@ from rlhf_ext.reward_model.loading import RewardModelError
 from rlhf_ext.run_folder import check_output_dir
 from rlhf_ext.run_report.samples import SampleCallback
 from rlhf_ext.threads import use_all_cores
-from rlhf_ext.trainers.not_finite import NotFiniteError
 
 OUTPUT_DIR = "runs/ppo"
 # What fits the embedded model (1.7 million parameters, fully trained); other models get the trainer's defaults.

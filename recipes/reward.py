@@ -37,14 +37,13 @@ from rlhf_ext.chat_templates import use_chat_template
 from rlhf_ext.data import load_preference_splits
 from rlhf_ext.data_checks import DataError
 from rlhf_ext.demo.reward import PAIRS, TRAINING
-from rlhf_ext.errors import one_line_errors
+from rlhf_ext.errors import NotFiniteError, one_line_errors
 from rlhf_ext.lengths import check_pair_lengths, dropped_report
 from rlhf_ext.plugins import PluginError
 from rlhf_ext.progress import say_what_is_trained, show_short_progress
 from rlhf_ext.report import evaluate_before, save_run
 from rlhf_ext.run_folder import check_output_dir
 from rlhf_ext.threads import use_all_cores
-from rlhf_ext.trainers.not_finite import NotFiniteError
 
 OUTPUT_DIR = "runs/reward"
 DEMO_DEFAULTS = {**TRAINING, "max_train_samples": PAIRS["train"], "max_eval_samples": PAIRS["test"]}

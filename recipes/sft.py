@@ -27,7 +27,7 @@ from rlhf_ext.chat_templates import use_chat_template
 from rlhf_ext.data_checks import DataError
 from rlhf_ext.demo.gold import GoldScoreCallback, gold
 from rlhf_ext.demonstrations import load_demonstration_splits, reads_as_chat, to_chat
-from rlhf_ext.errors import one_line_errors
+from rlhf_ext.errors import NotFiniteError, one_line_errors
 from rlhf_ext.formatting import InputError
 from rlhf_ext.lengths import check_lengths, length_report
 from rlhf_ext.policy_loading import trainer_options
@@ -38,7 +38,6 @@ from rlhf_ext.run_folder import check_output_dir
 from rlhf_ext.run_report.samples import SampleCallback
 from rlhf_ext.threads import use_all_cores
 from rlhf_ext.trainers.length_groups import GroupsByLength
-from rlhf_ext.trainers.not_finite import NotFiniteError
 from rlhf_ext.trainers.resume import ResumesExactly
 
 OUTPUT_DIR = "runs/sft"

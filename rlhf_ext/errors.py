@@ -19,6 +19,10 @@ _REFUSALS = (ValueError, NotImplementedError, ImportError, TemplateError)
 _NO_ROOM = ("No space left", "File too large", "Disk quota", "file write failed", "unexpected pos", "iostream error")
 
 
+class NotFiniteError(FloatingPointError):
+    """Scores, a loss, a gradient or probabilities are NaN or infinite; the message says of what, and what to do."""
+
+
 def first_line(error: Exception) -> str:
     """Return what an error of a library says first, without its full stop; its type, where it says nothing."""
     return next(iter(str(error).strip().splitlines()), type(error).__name__).rstrip(".")

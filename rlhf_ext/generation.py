@@ -16,6 +16,7 @@ from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerB
 from .adapters import causal_lm_of
 from .context import context_length
 from .dropout import evaluation_mode
+from .errors import NotFiniteError
 from .formatting import InputError, Place
 from .generation_on_cpu import fast_on_cpu
 
@@ -84,6 +85,7 @@ def generate(
 
     Raises:
         InputError: A prompt that cannot be tokenized, or leaves no room for `max_new_tokens`; it names the row.
+        NotFiniteError: The model's probabilities are NaN or infinite.
     """
     written = generate_tokens(model, tokenizer, prompts, decoding, **options)
     return [tokenizer.decode(completion, skip_special_tokens=True) for _, completion in written]
@@ -114,6 +116,7 @@ def generate_tokens(
 
     Raises:
         InputError: As in `generate`.
+        NotFiniteError: The same.
     """
     options = template_options or [{}] * len(prompts)
     asked = enumerate(zip(prompts, options, strict=True))
@@ -216,14 +219,21 @@ def _generate(
     ones = [torch.ones_like(ids) for ids in token_ids]
     input_ids = pad_sequence(list(token_ids), batch_first=True, padding_value=pad, padding_side="left")
     mask = pad_sequence(ones, batch_first=True, padding_side="left")
-    with special_tokens_only(model), fast_on_cpu(model):
-        return model.generate(
-            input_ids=input_ids.to(model.device),
-            attention_mask=mask.to(model.device),
-            pad_token_id=pad,
-            return_dict_in_generate=True,
-            **settings,
-        )
+    try:
+        with special_tokens_only(model), fast_on_cpu(model):
+            return model.generate(
+                input_ids=input_ids.to(model.device),
+                attention_mask=mask.to(model.device),
+                pad_token_id=pad,
+                return_dict_in_generate=True,
+                **settings,
+            )
+    except RuntimeError as error:
+        if "probability tensor" not in str(error):  # what torch.multinomial says on a CPU
+            raise
+        fix = "Load an earlier checkpoint, and if you train, lower the learning rate."
+        problem = "The probabilities of a token are not finite: training diverged, or the weights are damaged."
+        raise NotFiniteError(f"{problem} {fix}") from error
 
 
 @contextmanager

@@ -10,6 +10,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from rlhf_ext.context import context_length
 from rlhf_ext.demo.data import prompt_dataset
+from rlhf_ext.errors import NotFiniteError
 from rlhf_ext.formatting import InputError
 from rlhf_ext.generation import Decoding, generate, generate_tokens
 
@@ -92,6 +93,14 @@ def test_a_model_s_own_sampling_defaults_do_not_count(model, tokenizer, prompts,
         assert generate(adapted, tokenizer, prompts, Decoding(seed=5, max_new_tokens=8)) == expected
     finally:
         adapted.unload()
+
+
+def test_probabilities_that_are_no_numbers_are_said_to_be(model_name, tokenizer, prompts):
+    """As of a model whose training diverged in its last step; in PyTorch's own words it would be a traceback."""
+    diverged = AutoModelForCausalLM.from_pretrained(model_name, dtype=torch.float32)
+    diverged.lm_head.weight.data.fill_(float("inf"))
+    with pytest.raises(NotFiniteError, match="The probabilities of a token are not finite: training diverged"):
+        generate(diverged, tokenizer, prompts[:2], Decoding(seed=0, max_new_tokens=2))
 
 
 def test_top_k_1_is_greedy(model, tokenizer, prompts):

@@ -7,11 +7,9 @@ from typing import Any
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
+from ..errors import NotFiniteError
+
 LONGEST_EXCERPT = 200  # characters
-
-
-class NotFiniteError(FloatingPointError):
-    """A score, a loss or a gradient is NaN or infinite; the message names the sample and the last checkpoint."""
 
 
 def check_scores(scores: Tensor, first: int, prompts: Sequence[Any], completions: Sequence[Any]) -> None:

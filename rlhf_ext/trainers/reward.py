@@ -25,6 +25,7 @@ from transformers.trainer_utils import TrainOutput
 from ..context import context_length
 from ..data_checks import STREAMED_ROWS_CHECKED, DataError
 from ..dropout import evaluation_mode
+from ..errors import NotFiniteError
 from ..loading_options import loading_options
 from ..losses.preference import centering
 from ..quantization import keep_gradients_on_cpu
@@ -33,7 +34,7 @@ from ..reward_model.layers import score_layer, unquantized
 from ..reward_model.pooling import classification_module, pool_by_attention_mask
 from ..reward_model.settings import RewardModelSettings, dtype_name
 from .length_groups import GroupsByLength, check_not_streamed
-from .not_finite import NotFiniteError, last_checkpoint
+from .not_finite import last_checkpoint
 from .plugin_losses import check_extras_of, check_losses, collate_with_extras
 from .resume import ResumesExactly
 from .reward_config import RewardConfig

@@ -13,11 +13,11 @@ from transformers import AutoModelForCausalLM, BitsAndBytesConfig, TrainerCallba
 
 from rlhf_ext import DPOConfig, DPOTrainer
 from rlhf_ext.data_checks import DataError
+from rlhf_ext.errors import NotFiniteError
 from rlhf_ext.losses.dpo import DPOBatch
 from rlhf_ext.plugins import PluginError
 from rlhf_ext.run_folder import last_complete_checkpoint
 from rlhf_ext.trainers.dpo import TRL_LOSSES
-from rlhf_ext.trainers.not_finite import NotFiniteError
 
 SEEN: list[DPOBatch] = []
 # TRL's loss, and the plugin that must do exactly the same.

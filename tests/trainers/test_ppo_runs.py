@@ -19,7 +19,7 @@ from transformers import (
 
 from rlhf_ext import PPOConfig, PPOTrainer
 from rlhf_ext.critics import HeadCritic
-from rlhf_ext.trainers.not_finite import NotFiniteError
+from rlhf_ext.errors import NotFiniteError
 from rlhf_ext.trainers.ppo_metrics import completion_metrics
 
 

@@ -20,10 +20,10 @@ from transformers import (
 
 from rlhf_ext import RewardConfig, RewardModel, RewardTrainer
 from rlhf_ext.data_checks import DataError
+from rlhf_ext.errors import NotFiniteError
 from rlhf_ext.plugins import PluginError
 from rlhf_ext.reward_model.layers import score_layer
 from rlhf_ext.reward_model.settings import RewardModelSettings
-from rlhf_ext.trainers.not_finite import NotFiniteError
 from rlhf_ext.trainers.reward_head import add_head_dropout, initialize_head
 
 SEEN = []

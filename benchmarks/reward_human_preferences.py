@@ -24,6 +24,7 @@ import os
 import statistics
 import subprocess
 import sys
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -217,6 +218,12 @@ def of_all_splits(runs: list[dict[str, Any]]) -> dict[str, Any]:
     return {"differences": differences, "accuracy": accuracy(differences).value} | means
 
 
+def above(others: Sequence[float], differences: Sequence[float], dialogues: Sequence[str]) -> str:
+    """Say how much more accurate score differences are than others on the same pairs."""
+    against = compare(differences, others, dialogues)
+    return f"{show(against.accuracy_difference)}, {show_p(against.sign_flip_p)}"
+
+
 def main() -> None:
     """Train and evaluate every loss with every seed; print one row a loss: mean over seeds (lowest to highest)."""
     arguments = parse_arguments()
@@ -239,10 +246,8 @@ def main() -> None:
         cells = [[run[column] for run in runs] for column in columns]
         shown = [f"{statistics.mean(cell):.3f} ({min(cell):.3f} to {max(cell):.3f})" for cell in cells]
         shown += [f"{accuracy(differences).value:.3f}"]
-        for others in (floor, first):
-            against = compare(differences, others, dialogues)
-            difference = f"{show(against.accuracy_difference)}, {show_p(against.sign_flip_p)}"
-            shown.append("" if others is differences else difference)
+        shown.append(above(floor, differences, dialogues))
+        shown.append("" if differences is first else above(first, differences, dialogues))
         print(f"| {arguments.preferences} | {loss} | {' | '.join(shown)} |", flush=True)
 
 

@@ -30,8 +30,6 @@ if __name__ == "__main__":  # a recipe that this starts reads the file, too
 import os
 from pathlib import Path
 
-from transformers import AutoTokenizer
-
 from rlhf_ext.arguments import ArgumentError, parse_options
 from rlhf_ext.chatbot.data import load_data, read_configs, write_configs, write_data
 from rlhf_ext.chatbot.phase_options import check_options
@@ -39,18 +37,14 @@ from rlhf_ext.chatbot.phases import OUTPUT_DIR, ChatbotArguments, phases
 from rlhf_ext.chatbot.pipeline import PhaseError, Pipeline, unfinished_output_dir
 from rlhf_ext.chatbot.report import summarize
 from rlhf_ext.data_checks import DataError
-from rlhf_ext.errors import first_line, one_line_errors
+from rlhf_ext.errors import one_line_errors
+from rlhf_ext.policy_loading import load_policy_tokenizer
 from rlhf_ext.trainers.reward_peft import check_whole
 
 
 def main(args: ChatbotArguments) -> None:
     """Check everything, run the phases that are not finished, and show what came of them."""
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(args.base_model)
-    except (OSError, ValueError) as error:
-        raise ArgumentError(
-            f"--model_name {args.model_name}: its tokenizer cannot be loaded ({first_line(error)})."
-        ) from error
+    tokenizer = load_policy_tokenizer(args.base_model, "--model_name ")
     try:
         check_whole(args.base_model, None)  # or the reward model's phase would find out after SFT
     except ValueError as error:

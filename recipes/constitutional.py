@@ -47,7 +47,7 @@ from rlhf_ext.data_files import is_local
 from rlhf_ext.demo import model_path
 from rlhf_ext.demo.constitution import CONSTITUTION, demo_reviser, gold_metrics
 from rlhf_ext.demo.data import prompt_dataset
-from rlhf_ext.errors import NotFiniteError, one_line_errors
+from rlhf_ext.errors import one_line_errors
 from rlhf_ext.evaluation.revisions import page, table_rows
 from rlhf_ext.output_files import lock_folder, write_jsonl, write_whole
 from rlhf_ext.policy_loading import load_policy
@@ -66,7 +66,7 @@ DEMO_DEFAULTS = {
     "min_confidence": 0.8,  # of whether an answer is better it knows next to nothing; see docs/constitutional.md
 }
 HELD_OUT = 96  # prompts of the demo to measure on
-ERRORS = (ArgumentError, ChoiceError, ConstitutionError, DataError, NotFiniteError)
+ERRORS = (ArgumentError, ChoiceError, ConstitutionError, DataError)
 MODEL_OPTIONS = ("model_name_or_path", "dtype", "load_in_8bit", "load_in_4bit")
 
 

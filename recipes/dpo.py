@@ -31,7 +31,7 @@ from rlhf_ext.arguments import (
 from rlhf_ext.data import load_preference_splits
 from rlhf_ext.data_checks import DataError
 from rlhf_ext.demo.gold import GoldScoreCallback, gold
-from rlhf_ext.errors import NotFiniteError, one_line_errors
+from rlhf_ext.errors import one_line_errors
 from rlhf_ext.lengths import check_lengths, truncation_report
 from rlhf_ext.plugins import PluginError
 from rlhf_ext.policy_loading import trainer_options
@@ -118,5 +118,5 @@ def main(script_args: RecipeArguments, training_args: DPOConfig, model_args: Mod
 
 if __name__ == "__main__":
     use_all_cores()
-    with one_line_errors(ArgumentError, DataError, PluginError, NotFiniteError):
+    with one_line_errors(ArgumentError, DataError, PluginError):
         main(*parse_arguments((RecipeArguments, DPOConfig, ModelConfigWithoutDropout), DEMO_DEFAULTS, OUTPUT_DIR))

@@ -28,7 +28,7 @@ from rlhf_ext.chatbot.pipeline import LAUNCHED
 from rlhf_ext.constitutional.ai_feedback import ChoiceError
 from rlhf_ext.data_checks import DataError
 from rlhf_ext.data_files import is_local
-from rlhf_ext.errors import NotFiniteError, one_line_errors
+from rlhf_ext.errors import one_line_errors
 from rlhf_ext.evaluation.judges import JudgeError
 from rlhf_ext.evaluation.options import OUTPUT_DIR, EvaluationOptions, PolicyOptions, RewardOptions, refuse_all
 from rlhf_ext.evaluation.page import WARNINGS, Section, render, warnings_section
@@ -52,7 +52,6 @@ ERRORS = (
     InputError,
     JudgeError,
     MetricError,
-    NotFiniteError,
     PluginError,
     RewardModelError,
 )

@@ -38,7 +38,7 @@ from rlhf_ext.arguments import (
 from rlhf_ext.data_checks import DataError
 from rlhf_ext.demo.gold import gold
 from rlhf_ext.demo.reward import demo_reward_model
-from rlhf_ext.errors import NotFiniteError, one_line_errors
+from rlhf_ext.errors import one_line_errors
 from rlhf_ext.evaluation.options import short_names
 from rlhf_ext.formatting import InputError
 from rlhf_ext.lengths import check_room_for_prompts
@@ -158,5 +158,5 @@ def main(script_args: PPOArguments, training_args: PPOConfig, model_args: ModelC
 
 if __name__ == "__main__":
     use_all_cores()
-    with one_line_errors(ArgumentError, DataError, PluginError, RewardModelError, InputError, NotFiniteError):
+    with one_line_errors(ArgumentError, DataError, PluginError, RewardModelError, InputError):
         main(*parse_arguments((PPOArguments, PPOConfig, ModelConfigWithoutDropout), DEMO_DEFAULTS, OUTPUT_DIR))

@@ -37,7 +37,7 @@ from rlhf_ext.chat_templates import use_chat_template
 from rlhf_ext.data import load_preference_splits
 from rlhf_ext.data_checks import DataError
 from rlhf_ext.demo.reward import PAIRS, TRAINING
-from rlhf_ext.errors import NotFiniteError, one_line_errors
+from rlhf_ext.errors import one_line_errors
 from rlhf_ext.lengths import check_pair_lengths, dropped_report
 from rlhf_ext.plugins import PluginError
 from rlhf_ext.progress import say_what_is_trained, show_short_progress
@@ -113,5 +113,5 @@ def main(script_args: RecipeArguments, training_args: RewardConfig, model_args: 
 
 if __name__ == "__main__":
     use_all_cores()
-    with one_line_errors(ArgumentError, DataError, PluginError, NotFiniteError):
+    with one_line_errors(ArgumentError, DataError, PluginError):
         main(*parse_arguments((RecipeArguments, RewardConfig, RewardModelConfig), DEMO_DEFAULTS, OUTPUT_DIR))

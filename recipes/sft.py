@@ -27,7 +27,7 @@ from rlhf_ext.chat_templates import use_chat_template
 from rlhf_ext.data_checks import DataError
 from rlhf_ext.demo.gold import GoldScoreCallback, gold
 from rlhf_ext.demonstrations import load_demonstration_splits, reads_as_chat, to_chat
-from rlhf_ext.errors import NotFiniteError, one_line_errors
+from rlhf_ext.errors import one_line_errors
 from rlhf_ext.formatting import InputError
 from rlhf_ext.lengths import check_lengths, length_report
 from rlhf_ext.policy_loading import trainer_options
@@ -131,5 +131,5 @@ def main(script_args: SFTArguments, training_args: SFTConfig, model_args: ModelC
 
 if __name__ == "__main__":
     use_all_cores()
-    with one_line_errors(ArgumentError, DataError, InputError, NotFiniteError):
+    with one_line_errors(ArgumentError, DataError, InputError):
         main(*parse_arguments((SFTArguments, SFTConfig, ModelConfig), DEMO_DEFAULTS, OUTPUT_DIR))

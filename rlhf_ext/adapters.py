@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule, register_fsdp_forward_method
 
 from .reward_model.base_fingerprint import base_fingerprint
-from .reward_model.pooling import HEAD_NAMES
+from .reward_model.pooling import HEAD_NAMES, classification_module, head_of
 from .reward_model.settings import RewardModelSettings, dtype_name
 
 logger = logging.getLogger(__name__)
@@ -198,8 +198,6 @@ def read_reward_head(path: str) -> LinearHead:
 
 def head_of_reward_model(reward_model: Any) -> LinearHead:
     """Return the head of a loaded `RewardModel`."""
-    from .reward_model.pooling import classification_module, head_of
-
     head = head_of(classification_module(reward_model.model))
     return _head(head.weight.detach(), getattr(head, "bias", None), reward_model.settings)
 

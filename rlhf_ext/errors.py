@@ -78,8 +78,8 @@ def one_line_errors(
 ) -> Iterator[None]:
     """Print the `expected` errors of user input as one line and exit with status 1, without a traceback.
 
-    The same goes for options that TRL or a library below it refuses in a trainer's constructor, for a full disk, and
-    for a Hub that cannot be reached.
+    The same goes for numbers that are not finite, for options that TRL or a library below it refuses in a trainer's
+    constructor, for a full disk, and for a Hub that cannot be reached.
 
     Args:
         expected: Errors of user input.
@@ -89,7 +89,7 @@ def one_line_errors(
         yield
     except Exception as error:
         refused = _refused_by_trainer(error)
-        if isinstance(error, expected) or refused:
+        if isinstance(error, (*expected, NotFiniteError)) or refused:
             if int(os.environ.get("RANK", "0")) > 0:  # every process has the same input
                 sys.exit(1)
             message = " ".join(str(error).split()) if refused else str(error)

@@ -1,7 +1,7 @@
 """What `max_length` does to rows: checked before the model loads, and said once TRL has tokenized them."""
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from itertools import islice
 from typing import TYPE_CHECKING, Any
 
@@ -40,8 +40,7 @@ def check_lengths(
     shortest = math.inf
     for row in _rows_to_measure(dataset):
         prompt = row["prompt"] if "prompt" in row else extract_prompt(dict(row))["prompt"]
-        options = {"add_generation_prompt": True, **chat_options(row)}
-        shortest = min(shortest, _count_tokens(prompt, tokenizer, source, **options))
+        shortest = min(shortest, _count_tokens(prompt, tokenizer, source, row, add_generation_prompt=True))
         if shortest < max_length:
             return
     fix = f"Raise --max_length above {shortest}, or shorten the prompts."
@@ -64,8 +63,7 @@ def check_pair_lengths(
     for row in _rows_to_measure(dataset):
         texts = [row["prompt"] + row[side] if "prompt" in row else row[side] for side in ("chosen", "rejected")]
         ends = 1 if isinstance(texts[0], str) else 0  # the end-of-sequence token; chat templates bring their own
-        options = chat_options(row)
-        shortest = min(shortest, max(_count_tokens(text, tokenizer, source, **options) for text in texts) + ends)
+        shortest = min(shortest, max(_count_tokens(text, tokenizer, source, row) for text in texts) + ends)
         if shortest <= max_length:
             return
     fix = f"Raise --max_length to {shortest} or more, or shorten the texts."
@@ -86,16 +84,16 @@ def check_room_for_prompts(trainer: "PPOTrainer", prompts: Iterable[str | Conver
     context = context_length(causal_lm_of(trainer.model))
     longest = trainer.max_completion_length
     fix = f"Shorten or remove the prompt, or lower max_completion_length={longest}."
-    options = {"add_generation_prompt": True, **trainer.chat_template_kwargs}
-    readers = [("the policy", trainer._tokenizer, context, longest, fix)]
+    keywords = {"chat_template_kwargs": trainer.chat_template_kwargs}  # which reward models are not given
+    readers = [("the policy", trainer._tokenizer, context, longest, fix, keywords)]
     for name, function in zip(trainer.reward_func_names, trainer.reward_funcs, strict=True):
         scorer = getattr(function, "reward_model", function)
         if isinstance(scorer, RewardModel):
             fix = "Shorten or remove the prompt, or score with a reward model that takes more."
-            readers.append((name, scorer.tokenizer, scorer.max_length, 1, fix))
-    for reader, tokenizer, most, needed, fix in readers:
+            readers.append((name, scorer.tokenizer, scorer.max_length, 1, fix, {}))
+    for reader, tokenizer, most, needed, fix, keywords in readers:
         for prompt in prompts if most is not None else ():
-            count = _count_tokens(prompt, tokenizer, source, **options)
+            count = _count_tokens(prompt, tokenizer, source, keywords, add_generation_prompt=True)
             if count + needed > most:
                 text = prompt if isinstance(prompt, str) else prompt[-1]["content"]
                 problem = f"{text[:60]!r}... has {count} tokens, and {reader} takes {most} with the completion."
@@ -107,15 +105,16 @@ def _rows_to_measure(dataset: Dataset | IterableDataset) -> Iterable[dict[str, A
 
 
 def _count_tokens(
-    text: str | list[dict[str, Any]], tokenizer: PreTrainedTokenizerBase, source: str, **options: Any
+    text: str | Conversation, tokenizer: PreTrainedTokenizerBase, source: str, row: Mapping[str, Any], **options: Any
 ) -> int:
+    """Return the tokens of a text, in a conversation with the tools and template keywords of its row."""
     if isinstance(text, str):
         return len(tokenizer(text)["input_ids"])
     if tokenizer.chat_template is None:
         fix = "Use an instruction-tuned model, or data with plain text."
         raise DataError("it holds conversations, but the model's tokenizer has no chat template.", fix, source=source)
     try:
-        return len(tokenizer.apply_chat_template(text, return_dict=True, **options)["input_ids"])
+        return len(tokenizer.apply_chat_template(text, return_dict=True, **options, **chat_options(row))["input_ids"])
     except (TemplateError, TypeError, ValueError) as error:
         fix = "Correct or remove the row, or give the model another template."
         raise DataError(f"the chat template refuses {text[0]!r:.80}... ({error}).", fix, source=source) from error

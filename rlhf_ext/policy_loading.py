@@ -140,8 +140,12 @@ def load_policy(
     return model.eval(), tokenizer
 
 
-def load_policy_tokenizer(name: str) -> PreTrainedTokenizerBase:
+def load_policy_tokenizer(name: str, option: str = "") -> PreTrainedTokenizerBase:
     """Load a policy's tokenizer, which is quick and shows whether there is such a model at all.
+
+    Args:
+        name: Folder or name on the Hub.
+        option: What named it, such as "--model_name ", for the error.
 
     Raises:
         ArgumentError: There is none.
@@ -149,7 +153,7 @@ def load_policy_tokenizer(name: str) -> PreTrainedTokenizerBase:
     try:
         return AutoTokenizer.from_pretrained(name)
     except (OSError, ValueError) as error:
-        raise ArgumentError(f"{name}: its tokenizer cannot be loaded ({first_line(error)}).") from error
+        raise ArgumentError(f"{option}{name}: its tokenizer cannot be loaded ({first_line(error)}).") from error
 
 
 def _load_base(name: str, config: PeftConfig, load: Any) -> PreTrainedModel:

@@ -78,6 +78,13 @@ def test_keywords_of_a_row_count_for_its_length(check, template):
 
 
 @pytest.mark.parametrize("check", [check_lengths, check_pair_lengths])
+def test_tools_that_are_no_json_are_refused(check, template):
+    rows = [ROWS["conversational"] | {"tools": "[{"}]
+    with pytest.raises(DataError, match=r"pairs.jsonl: the chat template refuses .*How do I boil.*Expecting"):
+        check(Dataset.from_list(rows), template, 64, source="pairs.jsonl")
+
+
+@pytest.mark.parametrize("check", [check_lengths, check_pair_lengths])
 def test_conversation_that_the_template_refuses(check, template):
     row = ROWS["conversational"] | {"prompt": [{"role": "system", "content": "Be brief."}]}
     with pytest.raises(DataError, match=r"the chat template refuses .*Be brief.*no system role"):

@@ -32,10 +32,9 @@ from transformers import (
 )
 from trl import SFTTrainer
 
-from .. import DPOTrainer, PPOTrainer, RewardModel, RewardTrainer
-from .. import report as run_report
+from .. import DPOTrainer, PPOTrainer, RewardModel, RewardTrainer, report
 from ..evaluation import policy_run, reward_run
-from . import report
+from . import report as chatbot_report
 
 signal.setitimer(signal.ITIMER_REAL, 0)
 signal.signal(signal.SIGALRM, signal.SIG_DFL)

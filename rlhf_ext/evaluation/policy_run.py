@@ -155,14 +155,15 @@ def _judge_spec(options: PolicyOptions, prompts: EvaluationPrompts, *, is_demo: 
 
 def _check_models(spec: str | None, options: PolicyOptions) -> None:
     """Look for the models that are loaded once the policies have answered, by their tokenizers, which is quick."""
-    is_language_model = spec is not None and spec.startswith(LANGUAGE_MODEL)
-    if spec not in (None, "gold") and not is_language_model and not _is_function(spec):
-        load_tokenizer(spec, trust_remote_code=False)
-    if options.best_of_model:
-        load_tokenizer(options.best_of_model, trust_remote_code=False)
-    for name in (options.reference, spec.removeprefix(LANGUAGE_MODEL) if is_language_model else None):
-        if name is not None:
-            load_policy_tokenizer(name)
+    reward_models, policies = [options.best_of_model], [options.reference]
+    if spec is not None and spec.startswith(LANGUAGE_MODEL):
+        policies.append(spec.removeprefix(LANGUAGE_MODEL))
+    elif spec != "gold" and not _is_function(spec):
+        reward_models.append(spec)
+    for name in filter(None, reward_models):
+        load_tokenizer(name, trust_remote_code=False)
+    for name in filter(None, policies):
+        load_policy_tokenizer(name)
 
 
 def _is_function(spec: str | None) -> bool:

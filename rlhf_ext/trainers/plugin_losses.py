@@ -37,7 +37,7 @@ def parse_keywords(name: str, value: dict[str, Any] | str | None) -> dict[str, A
     return dict(value or {})
 
 
-def check_weights(names: Sequence[str], weights: Sequence[float]) -> None:
+def check_loss_weights(names: Sequence[str], weights: Sequence[float]) -> None:
     """Check that there are losses, and what each of them weighs.
 
     Raises:

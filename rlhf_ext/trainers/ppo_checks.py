@@ -4,7 +4,6 @@ import logging
 import os
 from collections import Counter
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -16,6 +15,7 @@ from transformers import AutoConfig
 
 from ..adapters import has_lora, merged_adapter, tuner_layers
 from ..errors import first_line
+from ..policy_loading import is_adapter
 from ..quantization import is_quantized
 from .ppo_config import PPOConfig
 from .ppo_options import advantage_name
@@ -80,7 +80,7 @@ def check_start(args: PPOConfig) -> None:
         if path is None:
             continue
         try:
-            if Path(path, "adapter_config.json").is_file():
+            if is_adapter(path):
                 PeftConfig.from_pretrained(path)
             else:
                 AutoConfig.from_pretrained(path, trust_remote_code=args.trust_remote_code)

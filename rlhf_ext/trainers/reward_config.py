@@ -10,7 +10,7 @@ import trl
 from torch import Tensor
 
 from ..plugins import PluginError
-from .plugin_losses import bind_losses, check_weights, parse_columns, parse_keywords, try_losses
+from .plugin_losses import bind_losses, check_loss_weights, parse_columns, parse_keywords, try_losses
 
 
 @dataclass
@@ -73,7 +73,7 @@ class RewardConfig(trl.RewardConfig):
         self.loss_kwargs = parse_keywords("loss_kwargs", self.loss_kwargs)
         if self.loss_weights is None:
             self.loss_weights = [1.0] * len(self.loss_type)
-        check_weights(self.loss_type, self.loss_weights)
+        check_loss_weights(self.loss_type, self.loss_weights)
         centering = self.center_rewards_coefficient
         if centering is not None and not 0 <= centering < math.inf:
             raise ValueError(f"center_rewards_coefficient must be 0 or above and finite, got {centering}.")

@@ -10,6 +10,7 @@ from transformers import GPT2Config, GPT2LMHeadModel
 
 from rlhf_ext import PPOConfig, PPOTrainer
 from rlhf_ext.plugins import PluginError
+from rlhf_ext.trainers import ppo_checks
 
 
 def count_e(completions, **kwargs):
@@ -300,6 +301,15 @@ def test_model_that_is_not_there_is_refused_before_the_policy_loads(critic, opti
     args = PPOConfig(**cpu_options, critic=critic, **{option: "/no/model"})
     with pytest.raises(ValueError, match=f"{option}='/no/model': there is no such model"):
         PPOTrainer("/no/such/policy", count_e, args, prompts)
+
+
+def test_adapter_on_the_hub_is_looked_for_as_an_adapter(cpu_options, monkeypatch):
+    """It has no configuration of a model."""
+    asked = []
+    monkeypatch.setattr(ppo_checks, "is_adapter", lambda name: True)
+    monkeypatch.setattr(ppo_checks.PeftConfig, "from_pretrained", asked.append)
+    ppo_checks.check_start(PPOConfig(**cpu_options, reward_adapter="organisation/reward"))
+    assert asked == ["organisation/reward"]
 
 
 def test_kl_coefficient_follows_the_kl(make_trainer):
